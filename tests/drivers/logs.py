@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from drivers.receivers import Receiver
 from teu.engine.logs import registry
 from teu.engine.logs.driver import LINE_LIMIT, Driver, Follower, LogSource, Piece, Selection
 from teu.engine.logs.marker import Marker
@@ -48,12 +49,18 @@ class Run:
             "sha256:" + 64 * "0",
             {"l": 'v"'},
             ["A=1"],
+            ["sh", "-c", "true"],
+            "2026-01-02T03:04:05.000000006Z",
             kind,
             options,
             str(folder),
             lambda: self.running,
             lambda: self.passing,
         )
+        if registry.DRIVERS[kind].remote and not any(key.endswith("-address") for key in options):
+            options = {**options, f"{kind}-address": f"tcp://127.0.0.1:{Receiver().port}"}
+            self.source = self.source._replace(options=options)
+        registry.check(kind, options)
         driver = registry.create(self.source)
         assert driver is not None
         self.driver: Driver = driver

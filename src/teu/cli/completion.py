@@ -16,6 +16,14 @@ if TYPE_CHECKING:
 
 RUNNING = {"status": {"running": True}}
 STOPPED = {"status": {"exited": True, "created": True}}
+LOG_OPTIONS = """
+    cache-compress cache-disabled cache-max-file cache-max-size compress env env-regex fluentd-address
+    fluentd-async fluentd-async-reconnect-interval fluentd-buffer-limit fluentd-max-retries fluentd-read-timeout
+    fluentd-request-ack fluentd-retry-wait fluentd-sub-second-precision fluentd-write-timeout gelf-address
+    gelf-compression-level gelf-compression-type gelf-tcp-max-reconnect gelf-tcp-reconnect-delay labels
+    labels-regex max-buffer-size max-file max-size mode syslog-address syslog-facility syslog-format
+    syslog-tls-ca-cert syslog-tls-cert syslog-tls-key syslog-tls-skip-verify tag
+"""
 
 
 def container_names(cli: Cli, chosen: dict[str, dict[str, bool]] | None = None) -> list[str]:
@@ -78,7 +86,8 @@ def values(cli: Cli, full: str, name: str) -> list[str]:
         "link": lambda: container_names(cli),
         "restart": lambda: ["always", "no", "on-failure", "unless-stopped"],
         "pull": lambda: ["always", "missing", "never"],
-        "log-driver": lambda: ["journald", "json-file", "local", "none"],
+        "log-driver": lambda: cli.client.get("/info")["Plugins"]["Log"],
+        "log-opt": lambda: [f"{name}=" for name in LOG_OPTIONS.split()],
         "signal": lambda: ["HUP", "INT", "KILL", "QUIT", "TERM", "USR1", "USR2", "WINCH"],
         "type": lambda: ["container", "image", "network", "volume"],
         "format": lambda: ["json", "table"],

@@ -68,7 +68,7 @@ FLAGS = """
    --label-file         list        Read labels from a file
    --link               list        Make another container known here, NAME[:ALIAS]
    --link-local-ip      list        Further link-local address
-   --log-driver         string      Where the output goes: journald, json-file, local, none, …
+   --log-driver         string      Where the output goes: journald, json-file, syslog, …; see teu-logs(7)
    --log-opt            list        Set an option of the log driver, KEY=VALUE
    --mac-address        string      MAC address of the interface
 -m --memory             bytes       Most memory the container may use, as 512m

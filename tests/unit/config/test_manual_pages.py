@@ -63,6 +63,19 @@ def test_options_of_networks() -> None:
         assert re.search(rf"^{mode}\b", text, re.MULTILINE), mode
 
 
+def test_options_of_logs() -> None:
+    from teu.cli.completion import LOG_OPTIONS
+    from teu.engine.logs import registry
+
+    text = page("teu-logs.7")
+    known = set().union(*(registry.known(kind) for kind in registry.DRIVERS))
+    for option in known:
+        assert re.search(rf"(?<![\w-]){option}(?![\w-])", text), option
+    for kind in registry.DRIVERS:
+        assert re.search(rf"^{kind}$", text, re.MULTILINE), kind
+    assert set(LOG_OPTIONS.split()) == known
+
+
 @pytest.mark.parametrize("name", sorted(path.name for path in (TREE / "man").glob("*.[1578]")))
 def test_a_page_is_whole_and_clean(name: str) -> None:
     text = (TREE / "man" / name).read_text()

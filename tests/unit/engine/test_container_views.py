@@ -14,6 +14,7 @@ from teu.engine.containers.network_settings import HostPort
 from teu.engine.core.errors import BadRequest, EngineError
 from teu.engine.core.times import timestamp
 from teu.engine.engine import Engine
+from teu.engine.logs import registry
 from teu.engine.networks.model import Network
 from teu.engine.networks.records import NetworkRecord
 from teu.engine.views import containers, system
@@ -94,7 +95,7 @@ def test_info_counts_and_names_the_drivers(engine: Engine) -> None:
         "Volume": ["local"],
         "Network": ["bridge", "host", "ipvlan", "macvlan", "null"],
         "Authorization": None,
-        "Log": ["journald", "json-file", "local", "none"],
+        "Log": list(registry.DRIVERS),
     }
     assert "ExecutionDriver" not in told
     engine.networks._store.save(Network(NetworkRecord("lan", "weave", [])))

@@ -31,14 +31,39 @@ def test_none_keeps_nothing(tmp_path: Path) -> None:
 
 
 def test_every_driver_refuses_what_it_does_not_know() -> None:
-    for kind in registry.DRIVERS:
-        registry.check(kind, {})
-        registry.check(kind, {"mode": "blocking"})
-        for options in ({"unheard-of": "1"}, {"mode": "non-blocking"}, {"max-buffer-size": "1m"}):
+    for kind, driver in registry.DRIVERS.items():
+        needed = {"gelf-address": "udp://127.0.0.1:12201"} if kind == "gelf" else {}
+        for options in (
+            {},
+            {"mode": "blocking"},
+            {"mode": "non-blocking"},
+            {"mode": "non-blocking", "max-buffer-size": "1m"},
+            {"cache-disabled": "true", "cache-max-size": "3m"},
+        ):
+            registry.check(kind, {**needed, **options})
+        for options in ({"unheard-of": "1"}, {"mode": "slow"}, {"max-buffer-size": "1m"}):
             with pytest.raises(BadRequest):
-                registry.check(kind, options)
-    with pytest.raises(BadRequest, match="no log driver named 'splunk' is registered"):
-        registry.check("splunk", {})
+                registry.check(kind, {**needed, **options})
+        if "tag" in driver.options:
+            for options in ({"tag": "{{.ID"}, {"tag": "{{nothing 1}}"}, {"labels-regex": "("}, {"env-regex": "*"}):
+                with pytest.raises(BadRequest, match="log opt"):
+                    registry.check(kind, {**needed, **options})
+    with pytest.raises(BadRequest, match="no log driver named 'unheard-of' is registered"):
+        registry.check("unheard-of", {})
+
+
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [
+        ("splunk", "splunk/docker-logging-plugin"),
+        ("awslogs", "aws-logs"),
+        ("gcplogs", "gcp-logs"),
+        ("etwlogs", "Windows"),
+    ],
+)
+def test_drivers_of_one_vendor_say_what_to_use(kind: str, says: str) -> None:
+    with pytest.raises(BadRequest, match=f"no log driver named '{kind}' is registered: .*{says}"):
+        registry.check(kind, {})
 
 
 def test_options_of_another_driver_than_the_default_are_said() -> None:

@@ -171,6 +171,8 @@ class Container:
             self.image_id,
             self.labels,
             self.config.env or [],
+            [self.path, *self.args],
+            self.created,
             self.log_type,
             self.host_config.log_config.config,
             self.directory,

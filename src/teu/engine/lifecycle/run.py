@@ -124,6 +124,7 @@ def _run(engine: Engine, container: Container) -> int:
         paths = stdio_paths(container)
         undo.callback(container.hub.discard)
         container.hub.open(paths, marker_path(container))
+        container.hub.prepare()
         container.visits.give_way(container.name)
         tasks.create_container(
             engine.containerd,

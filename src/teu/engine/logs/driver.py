@@ -9,10 +9,14 @@ its own, any number at a time. tests/unit/engine/test_log_drivers.py runs on eve
 from __future__ import annotations
 
 import re
+import socket
 import string
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 from urllib.parse import quote_plus
+
+from teu.engine.core.errors import BadRequest
+from teu.oci.template import Template, TemplateError, located
 
 if TYPE_CHECKING:
     from teu.engine.logs.marker import Marker
@@ -72,6 +76,10 @@ class LogSource(NamedTuple):
     labels: dict[str, str]
     env: list[str]
     """NAME=value."""
+    command: list[str]
+    """The program and its arguments."""
+    created: str
+    """RFC 3339."""
     type: str
     options: dict[str, str]
     """--log-opt, checked by the registry."""
@@ -86,11 +94,14 @@ class Driver(Protocol):
     """One container's log. Streams are 1 (stdout) and 2 (stderr).
 
     Whatever is not written because of the log (a full disk, a journal that is behind or away) stays in the container's
-    FIFO: no method waits for room, and none raises for want of it.
+    FIFO: no method but `open` waits, and none raises for want of room.
     """
 
     stalled: bool
     """The last write ended where it did because the log accepts no more at the moment."""
+
+    def open(self) -> None:
+        """Before a run, in a thread that may wait: is there what the log is written to? Raises EngineError."""
 
     def write(self, kind: int, data: bytes, final: bool, marker: Marker) -> int:
         """Log the whole lines in data, and parts of LINE_LIMIT bytes of a longer line; with `final`, which is the
@@ -124,6 +135,8 @@ class Registration(NamedTuple):
     """Look at the values of its options; raises BadRequest with the option's name."""
     create: Callable[[LogSource], Driver | None]
     """None: nothing is kept, and `logs` is refused."""
+    remote: bool = False
+    """The log goes elsewhere; a copy that can be read is kept here (logs/remote.py)."""
 
 
 def whole_lines(data: bytes, final: bool) -> int:
@@ -136,20 +149,70 @@ def whole_lines(data: bytes, final: bool) -> int:
     return end
 
 
-def tag(source: LogSource, template: str) -> str:
-    """--log-opt tag: the fields that docker's templates have most use for."""
-    values = {
-        "{{.ID}}": source.id[:12],
-        "{{.FullID}}": source.id,
-        "{{.Name}}": source.name,
-        "{{.ImageID}}": source.image_id.removeprefix("sha256:")[:12],
-        "{{.ImageFullID}}": source.image_id,
-        "{{.ImageName}}": source.image,
-        "{{.DaemonName}}": "teud",
-    }
-    for key, value in values.items():
-        template = template.replace(key, value)
-    return template
+class _Described:
+    """A container as a template of --log-opt tag sees it: docker's names of what it knows of one."""
+
+    def __init__(self, source: LogSource) -> None:
+        self._fields = {
+            "ID": source.id[:12],
+            "FullID": source.id,
+            "Name": source.name,
+            "ImageID": source.image_id.removeprefix("sha256:")[:12],
+            "ImageFullID": source.image_id,
+            "ImageName": source.image,
+            "Command": command(source),
+            "DaemonName": "teud",
+            "Hostname": socket.gethostname(),
+            "ExtraAttributes": extra_attributes(source),
+            "Config": source.options,
+            "ContainerID": source.id,
+            "ContainerName": "/" + source.name,
+            "ContainerEntrypoint": source.command[0] if source.command else "",
+            "ContainerArgs": source.command[1:],
+            "ContainerImageID": source.image_id,
+            "ContainerImageName": source.image,
+            "ContainerCreated": source.created,
+            "ContainerEnv": source.env,
+            "ContainerLabels": source.labels,
+        }
+
+    def field(self, name: str) -> object:
+        """Called by the template. Raises LookupError."""
+        if name not in self._fields:
+            raise LookupError(f"a container has no field {name} for the tag of its log")
+        return self._fields[name]
+
+
+def tag(source: LogSource, default: str = "{{.ID}}") -> str:
+    """--log-opt tag, a template of Go's. Raises BadRequest, which can happen with the container's own data only."""
+    template = source.options.get("tag") or default
+    try:
+        return _template(template).render(_Described(source))
+    except TemplateError as error:
+        raise BadRequest(f"log opt tag: {located(error)}") from None
+
+
+def _template(text: str) -> Template:
+    # ExtraAttributes takes an argument in docker, which is nil wherever it is used.
+    return Template(re.sub(r"\.ExtraAttributes\s+nil\b", ".ExtraAttributes", text))
+
+
+def check_attributes(options: dict[str, str]) -> None:
+    """The tag's template and the regular expressions. Raises BadRequest."""
+    try:
+        _template(options.get("tag", ""))
+    except TemplateError as error:
+        raise BadRequest(f"log opt tag: {located(error)}") from None
+    for name in ("labels-regex", "env-regex"):
+        try:
+            re.compile(options.get(name, ""))
+        except re.error as error:
+            raise BadRequest(f"log opt {name}: {error}") from None
+
+
+def command(source: LogSource) -> str:
+    """What the container runs, in a line."""
+    return " ".join(source.command)
 
 
 def extra_attributes(source: LogSource) -> dict[str, str]:
@@ -169,7 +232,15 @@ def extra_attributes(source: LogSource) -> dict[str, str]:
     return result
 
 
+def written_attributes(source: LogSource) -> dict[str, str]:
+    """What a driver that writes files keeps with each line: those attributes, and a tag where one was asked for."""
+    found = extra_attributes(source)
+    if source.options.get("tag"):
+        found["tag"] = tag(source)
+    return found
+
+
 def details(source: LogSource) -> bytes:
     """Those attributes as `logs --details` shows them."""
-    found = extra_attributes(source)
+    found = extra_attributes(source) if source.type == "journald" else written_attributes(source)
     return ",".join(f"{quote_plus(key)}={quote_plus(found[key])}" for key in sorted(found)).encode() + b" "

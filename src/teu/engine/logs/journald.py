@@ -31,11 +31,12 @@ from teu.engine.logs.driver import (
     Piece,
     Registration,
     Selection,
+    check_attributes,
     extra_attributes,
     tag,
     whole_lines,
 )
-from teu.engine.logs.options import ATTRIBUTES, check_nothing
+from teu.engine.logs.options import ATTRIBUTES
 from teu.systemd import journal
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ class Journald:
 
     def __init__(self, source: LogSource) -> None:
         self.source = source
-        label = tag(source, source.options.get("tag") or "{{.ID}}")
+        label = tag(source)
         fields = {
             "CONTAINER_ID": source.id[:12],
             "CONTAINER_ID_FULL": source.id,
@@ -90,6 +91,9 @@ class Journald:
         self._socket: socket.socket | None = None
         self._partial: dict[int, tuple[str, int]] = {}
         self.changed = threading.Condition()
+
+    def open(self) -> None:
+        """journald may come later: until then the output waits."""
 
     def _connected(self) -> socket.socket | None:
         if self._socket is None:
@@ -384,4 +388,4 @@ def _parse(stream: IO[bytes]) -> Iterator[_Entry]:
         position = end + 10 + size
 
 
-JOURNALD = Registration(ATTRIBUTES | {"tag"}, check_nothing, Journald)
+JOURNALD = Registration(ATTRIBUTES, check_attributes, Journald)

@@ -30,8 +30,9 @@ from teu.engine.logs.driver import (
     Piece,
     Registration,
     Selection,
-    extra_attributes,
+    check_attributes,
     whole_lines,
+    written_attributes,
 )
 from teu.engine.logs.options import ATTRIBUTES, ROTATION, check_rotation
 
@@ -84,8 +85,11 @@ class JsonFile:
         self._size = 0
         self._compressor: threading.Thread | None = None
         self.changed = threading.Condition()
-        attributes = extra_attributes(source)
+        attributes = written_attributes(source)
         self._attributes = b'"attrs":%s,' % json.dumps(attributes).encode() if attributes else b""
+
+    def open(self) -> None:
+        """The file is made with the first line."""
 
     def _open(self) -> int:
         if self._file < 0:
@@ -405,5 +409,10 @@ def log_path(directory: str, identity: str, kind: str) -> str:
     return f"{directory}/{identity}-json.log"
 
 
-JSON_FILE = Registration(ROTATION | ATTRIBUTES | {"tag"}, check_rotation, JsonFile)
-LOCAL = Registration(ROTATION, check_rotation, JsonFile)
+def _check(options: dict[str, str]) -> None:
+    check_rotation(options)
+    check_attributes(options)
+
+
+JSON_FILE = Registration(ROTATION | ATTRIBUTES, _check, JsonFile)
+LOCAL = Registration(ROTATION | ATTRIBUTES, _check, JsonFile)

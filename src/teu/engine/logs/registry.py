@@ -7,35 +7,72 @@ Called by containers (create, the hub), by the configuration and by info.
 from __future__ import annotations
 
 from teu.engine.core.errors import BadRequest
+from teu.engine.logs.buffered import buffered
 from teu.engine.logs.driver import Driver, LogSource, Registration
+from teu.engine.logs.fluentd import FLUENTD
+from teu.engine.logs.gelf import GELF
 from teu.engine.logs.journald import JOURNALD
 from teu.engine.logs.jsonfile import JSON_FILE, LOCAL
 from teu.engine.logs.none import NONE
-from teu.engine.logs.options import COMMON, check_common
+from teu.engine.logs.options import CACHE, COMMON, boolean, check_common
+from teu.engine.logs.syslog import SYSLOG
 
 DRIVERS: dict[str, Registration] = {
     "journald": JOURNALD,
     "json-file": JSON_FILE,
     "local": LOCAL,
     "none": NONE,
+    "syslog": SYSLOG,
+    "fluentd": FLUENTD,
+    "gelf": GELF,
 }
+
+_CLOUDS = {
+    "awslogs": "aws-logs, or journald and the CloudWatch agent",
+    "gcplogs": "gcp-logs, or journald and the Ops Agent",
+    "splunk": "splunk/docker-logging-plugin, or syslog or journald and a forwarder",
+}
+"""Those of docker that speak to one vendor's service: what to use instead."""
 
 
 def create(source: LogSource) -> Driver | None:
     """The driver of a container's LogConfig, which was checked when it was made. None: nothing is kept."""
     # A record may come from a teud that had more drivers.
-    return DRIVERS.get(source.type, JSON_FILE).create(source)
+    make = DRIVERS.get(source.type, JSON_FILE).create
+    if source.type == "none" or source.options.get("mode") != "non-blocking":
+        return make(source)
+    return buffered(source, make)
 
 
 def check(kind: str, options: dict[str, str]) -> None:
     """A LogConfig. Raises BadRequest."""
     if kind not in DRIVERS:
-        raise BadRequest(f"logger: no log driver named '{kind}' is registered")
+        raise BadRequest(f"logger: no log driver named '{kind}' is registered{_instead(kind)}")
     for key in options:
-        if key not in DRIVERS[kind].options | COMMON:
+        if key not in known(kind):
             raise BadRequest(f"unknown log opt '{key}' for {kind} log driver")
     check_common(options)
     DRIVERS[kind].check(options)
+
+
+def readable(source: LogSource) -> bool:
+    """Whether `logs` can read what its driver has."""
+    if source.type == "none":
+        return False
+    return not DRIVERS.get(source.type, JSON_FILE).remote or not boolean(source.options, "cache-disabled")
+
+
+def known(kind: str) -> frozenset[str]:
+    """The names of the options that a driver may be given."""
+    return DRIVERS[kind].options | COMMON | CACHE
+
+
+def _instead(kind: str) -> str:
+    if kind == "etwlogs":
+        return ": it is one of Windows"
+    if kind in _CLOUDS:
+        return f": Teu speaks to no vendor's service; use the log plugin {_CLOUDS[kind]}"
+    return ""
 
 
 def for_the_default(kind: str, options: dict[str, str], warnings: list[str]) -> dict[str, str]:
@@ -44,7 +81,7 @@ def for_the_default(kind: str, options: dict[str, str], warnings: list[str]) -> 
     others: set[str] = set().union(*(driver.options for driver in DRIVERS.values()))
     kept = {}
     for key, value in options.items():
-        if key in DRIVERS[kind].options | COMMON or key not in others:
+        if key in known(kind) or key not in others:
             kept[key] = value
         else:
             drivers = " or ".join(name for name, driver in DRIVERS.items() if key in driver.options)

@@ -38,7 +38,9 @@ STDIN, STDOUT, STDERR = 0, 1, 2
 SPLICE_F_NONBLOCK = 2
 CLIENT_LIMIT = 4 << 20  # bytes that wait for a slow client before its container has to wait, too
 ROUNDS = 16  # chunks of one stream before others get their turn
-STALL_SECONDS = 0.004  # journald's queue is 512 lines: less than that takes it to work them off
+# After which a log that takes no more is asked again: at first (journald's queue is 512 lines, and less than that takes
+# it to work them off), and at most, each time twice as long, until it takes something.
+STALL_SECONDS = (0.004, 0.256)
 
 
 class Client:
@@ -137,6 +139,7 @@ class Hub:
         self._stdin = -1
         self._stdin_lock = threading.Lock()
         self._stalled = False
+        self._stall_seconds = STALL_SECONDS[0]
 
     # -- a run ---------------------------------------------------------------------------------------
 
@@ -156,6 +159,11 @@ class Hub:
             if paths[kind]:
                 stream = _Stream(kind, open_fifo(paths[kind]))
                 self._streams.append(stream)
+
+    def prepare(self) -> None:
+        """After open(), where a run begins: is there what the log is written to? Raises EngineError."""
+        if self.driver is not None:
+            self.driver.open()
 
     def begin(self) -> None:
         """The process has been started. What is in the FIFOs before that is a runtime's complaint."""
@@ -229,9 +237,11 @@ class Hub:
                 if self.driver.stalled:  # try again soon
                     if not self._stalled:
                         self._stalled = True
-                        self.pump.later(self._unstall, STALL_SECONDS)
+                        self.pump.later(self._unstall, self._stall_seconds)
+                        self._stall_seconds = min(2 * self._stall_seconds, STALL_SECONDS[1])
                     stream.blocked = True
             if taken:
+                self._stall_seconds = STALL_SECONDS[0]
                 if self.followers:
                     self._follow(stream, data[:taken])
                 self._take(stream, taken)

@@ -13,6 +13,7 @@ from teu.engine.backend import tasks
 from teu.engine.core import times
 from teu.engine.core.errors import BadRequest, Conflict
 from teu.engine.core.kinds import natural
+from teu.engine.logs import registry
 from teu.engine.logs.driver import Selection, details
 from teu.engine.streams.detach import Filter
 
@@ -84,6 +85,6 @@ def logs(engine: Engine, request: Request, name: str) -> Response:
         follow=query.flag("follow"),
         details=details(container.log_source()) if query.flag("details") else b"",
     )
-    if container.log_type == "none":
+    if not registry.readable(container.log_source()):
         raise BadRequest("configured logging driver does not support reading")
     return stream(frames(container, selection), content_type(request, container.tty))
