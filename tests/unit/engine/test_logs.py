@@ -16,8 +16,9 @@ import pytest
 
 from teu.engine.logs import journald
 from teu.engine.logs.driver import LINE_LIMIT, LogSource, Selection, whole_lines
+from teu.engine.logs.files import BLOCK
 from teu.engine.logs.journald import _parse
-from teu.engine.logs.jsonfile import BLOCK, JsonFile, _pieces
+from teu.engine.logs.jsonfile import JsonFile, _pieces
 from teu.engine.logs.marker import Marker
 
 NO_MARKER = Marker(None)

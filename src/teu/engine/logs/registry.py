@@ -12,7 +12,8 @@ from teu.engine.logs.driver import Driver, LogSource, Registration
 from teu.engine.logs.fluentd import FLUENTD
 from teu.engine.logs.gelf import GELF
 from teu.engine.logs.journald import JOURNALD
-from teu.engine.logs.jsonfile import JSON_FILE, LOCAL
+from teu.engine.logs.jsonfile import JSON_FILE
+from teu.engine.logs.local import LOCAL
 from teu.engine.logs.none import NONE
 from teu.engine.logs.options import CACHE, COMMON, boolean, check_common
 from teu.engine.logs.syslog import SYSLOG

@@ -21,7 +21,7 @@ from urllib.parse import SplitResult, urlsplit
 from teu.engine.core.errors import BadRequest, EngineError
 from teu.engine.logs.buffered import Dropped
 from teu.engine.logs.driver import LINE_LIMIT, Driver, LogSource, Piece, Selection, whole_lines
-from teu.engine.logs.jsonfile import LOCAL
+from teu.engine.logs.local import copy_of
 from teu.engine.logs.options import boolean, cache_options
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ class Remote:
         self._fails_early = fails_early
         self._copy: Driver | None = None
         if kept and not boolean(source.options, "cache-disabled"):
-            self._copy = LOCAL.create(source._replace(type="local", options=cache_options(source.options)))
+            self._copy = copy_of(source._replace(options=cache_options(source.options)))
         self._dropped = Dropped(source)
         self._parts: dict[int, tuple[str, int]] = {}
         self._changed = threading.Condition()
