@@ -57,7 +57,11 @@ class Run:
             lambda: self.running,
             lambda: self.passing,
         )
-        if registry.DRIVERS[kind].remote and not any(key.endswith("-address") for key in options):
+        if (
+            kind in registry.DRIVERS
+            and registry.DRIVERS[kind].remote
+            and not any(key.endswith("-address") for key in options)
+        ):
             options = {**options, f"{kind}-address": f"tcp://127.0.0.1:{Receiver().port}"}
             self.source = self.source._replace(options=options)
         registry.check(kind, options)

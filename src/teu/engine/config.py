@@ -158,7 +158,14 @@ KEYS = (
         hostfirewall.OBEY,
         "how published ports stand to the host's own firewall: obey it, open as with docker, none; see teu-firewall(7)",
     ),
-    Key("log-driver", one_of(*registry.DRIVERS), "journald", "log driver of containers that name none", reload=True),
+    Key(
+        "log-driver",
+        text,
+        "journald",
+        "log driver of containers that name none: journald, json-file, local, none, syslog, fluentd, gelf or a plugin"
+        " (see teu-logs(7))",
+        reload=True,
+    ),
     Key("log-opts", map_of(text), {}, "its options", reload=True),
     Key("init", boolean, False, "run an init in containers that do not say", reload=True),
     Key("init-path", text, "", "the init program for --init; empty: docker-init or tini-static", reload=True),
@@ -258,7 +265,8 @@ def check(settings: Settings) -> None:
     try:
         registry.check(settings["log-driver"], settings["log-opts"])
     except EngineError as error:
-        raise EngineError(f"{settings.where('log-opts')}: log-opts: {error}; see teud.yaml(5)") from None
+        key = "log-opts" if settings["log-driver"] in registry.DRIVERS else "log-driver"
+        raise EngineError(f"{settings.where(key)}: {key}: {error}; see teud.yaml(5)") from None
     if any(host.startswith("tcp://") for host in settings["hosts"]):
         check_tcp(settings)
     for key, wrong in options.check(settings):

@@ -20,7 +20,7 @@ from teu.engine.api import router
 from teu.engine.api.authorization import BODY_MAX, shown
 from teu.engine.api.messages import Response, json_response, stream
 from teu.engine.api.server import Server
-from teu.engine.networks import plugins
+from teu.engine.core import plugins
 
 Verdict = Callable[[str, dict[str, Any]], Any]
 

@@ -23,9 +23,9 @@ from netplugin import Plugin, mac_of
 from networkhouse import Engine, container, inside, pings, start
 
 from teu.engine.api.routes.networks import _matches
+from teu.engine.core import plugins
 from teu.engine.core.errors import BadRequest, Conflict, EngineError, Forbidden, NotFound
-from teu.engine.networks import plugins
-from teu.engine.networks.plugins import PluginError
+from teu.engine.core.plugins import PluginError
 from teu.engine.networks.remotepool import RemotePool
 
 root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root for network namespaces")
@@ -720,7 +720,7 @@ def test_a_driver_that_gives_the_addresses_itself(engine: Engine, plugin: Plugin
 
 
 def test_who_does_not_use_them_does_not_import_them() -> None:
-    late = {"teu.engine.networks.plugins", "teu.engine.networks.remotepool", "teu.engine.networks.drivers.remote"}
+    late = {"teu.engine.core.plugins", "teu.engine.networks.remotepool", "teu.engine.networks.drivers.remote"}
     script = f"import sys; import teu.engine.daemon; print(*({late!r} & sys.modules.keys()))"
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, env={"PYTHONPATH": os.pathsep.join(sys.path)}

@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from teu.engine.api.messages import Request, Response
+from teu.engine.core import plugins
 from teu.engine.core.errors import EngineError, Forbidden, TooLarge
-from teu.engine.networks import plugins
 
 KIND = "authz"
 BODY_MAX = 1 << 20

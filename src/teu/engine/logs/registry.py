@@ -6,6 +6,8 @@ Called by containers (create, the hub), by the configuration and by info.
 
 from __future__ import annotations
 
+from types import ModuleType
+
 from teu.engine.core.errors import BadRequest
 from teu.engine.logs.buffered import buffered
 from teu.engine.logs.driver import Driver, LogSource, Registration
@@ -38,8 +40,7 @@ _CLOUDS = {
 
 def create(source: LogSource) -> Driver | None:
     """The driver of a container's LogConfig, which was checked when it was made. None: nothing is kept."""
-    # A record may come from a teud that had more drivers.
-    make = DRIVERS.get(source.type, JSON_FILE).create
+    make = DRIVERS[source.type].create if source.type in DRIVERS else _plugin().create
     if source.type == "none" or source.options.get("mode") != "non-blocking":
         return make(source)
     return buffered(source, make)
@@ -47,6 +48,10 @@ def create(source: LogSource) -> Driver | None:
 
 def check(kind: str, options: dict[str, str]) -> None:
     """A LogConfig. Raises BadRequest."""
+    if kind not in DRIVERS and _plugin().there(kind):
+        check_common(options)
+        _plugin().check(kind, options)
+        return
     if kind not in DRIVERS:
         raise BadRequest(f"logger: no log driver named '{kind}' is registered{_instead(kind)}")
     for key in options:
@@ -60,12 +65,20 @@ def readable(source: LogSource) -> bool:
     """Whether `logs` can read what its driver has."""
     if source.type == "none":
         return False
-    return not DRIVERS.get(source.type, JSON_FILE).remote or not boolean(source.options, "cache-disabled")
+    if source.type not in DRIVERS:
+        return bool(_plugin().readable(source))
+    return not DRIVERS[source.type].remote or not boolean(source.options, "cache-disabled")
 
 
 def known(kind: str) -> frozenset[str]:
     """The names of the options that a driver may be given."""
     return DRIVERS[kind].options | COMMON | CACHE
+
+
+def _plugin() -> ModuleType:
+    from teu.engine.logs import plugin  # 13 ms: HTTP and TLS, and most hosts have no plugin
+
+    return plugin
 
 
 def _instead(kind: str) -> str:
@@ -79,6 +92,8 @@ def _instead(kind: str) -> str:
 def for_the_default(kind: str, options: dict[str, str], warnings: list[str]) -> dict[str, str]:
     """Options without a driver were often written for another daemon's default one. What another driver of ours would
     take is left out, and said."""
+    if kind not in DRIVERS:
+        return options  # a plugin may know all of them
     others: set[str] = set().union(*(driver.options for driver in DRIVERS.values()))
     kept = {}
     for key, value in options.items():

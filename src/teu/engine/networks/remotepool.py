@@ -15,10 +15,10 @@ from contextlib import AbstractContextManager
 from ipaddress import ip_address, ip_interface, ip_network
 from typing import TYPE_CHECKING
 
+from teu.engine.core import plugins
 from teu.engine.core.errors import BadRequest, EngineError, Forbidden
-from teu.engine.networks import plugins
+from teu.engine.core.plugins import ADDRESSES, member, section, words
 from teu.engine.networks.ipam import Address, Pool, Range, overlap
-from teu.engine.networks.plugins import ADDRESSES, member, section, words
 from teu.engine.networks.records import NetworkRecord, Subnet
 
 if TYPE_CHECKING:

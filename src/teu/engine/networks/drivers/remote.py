@@ -25,11 +25,11 @@ from collections.abc import Iterator
 from ipaddress import IPv4Interface, IPv6Interface, ip_address, ip_interface, ip_network
 from typing import TYPE_CHECKING, Any
 
+from teu.engine.core import plugins
 from teu.engine.core.errors import EngineError, NotFound
-from teu.engine.networks import plugins
+from teu.engine.core.plugins import NETWORKS, PluginError, member, section, words
 from teu.engine.networks.drivers.driver import Context, Plug, Route, Wish
 from teu.engine.networks.options import OPTION_ENABLED, OPTION_INTERNAL
-from teu.engine.networks.plugins import NETWORKS, PluginError, member, section, words
 from teu.engine.networks.requests import OPTION_INTERFACE, mac_address
 from teu.linux import netlink, netns
 

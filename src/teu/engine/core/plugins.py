@@ -7,8 +7,8 @@
 
 A request is a POST to /METHOD with a JSON object, and so is the answer. The first one is Plugin.Activate, which says
 what the plugin implements. A plugin that is there and does not listen yet is waited for; one whose answer does not come
-is given up. Called by the network driver remote and by the remote pools of addresses, and imported with the first of
-those.
+is given up. Called by the network driver remote, by the remote pools of addresses and by the log driver of plugins, and
+imported with the first of those.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import stat
 import threading
 import time
 import urllib.parse
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from teu.engine.core.errors import BadRequest, EngineError, NotFound
@@ -35,7 +36,7 @@ SOCKETS = "/run/docker/plugins"
 SPECIFICATIONS = ("/etc/docker/plugins", "/usr/lib/docker/plugins")
 KIND = "application/vnd.docker.plugins.v1.2+json"
 HOST = "plugin.moby.localhost"
-NETWORKS, ADDRESSES = "NetworkDriver", "IpamDriver"
+NETWORKS, ADDRESSES, LOGS = "NetworkDriver", "IpamDriver", "LogDriver"
 
 WAIT_SECONDS = 30.0
 """How long a plugin that does not listen is waited for, with pauses of 1, 2, 4 and 8 seconds between."""
@@ -151,6 +152,11 @@ def _trust(tls: dict[str, Any]) -> ssl.SSLContext:
     return result
 
 
+def _end(connection: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        connection.shutdown(socket.SHUT_RDWR)
+
+
 class Plugin:
     """A plugin that has said what it implements. `capabilities`: of what it implements, as far as that was asked."""
 
@@ -181,6 +187,21 @@ class Plugin:
         if refused:
             raise PluginError(f"remote: {refused}")
         return answer
+
+    @contextlib.contextmanager
+    def stream(self, method: str, body: dict[str, Any]) -> Iterator[http.client.HTTPResponse]:
+        """Ask for what is told bit by bit, for as long as there is something. Raises PluginError."""
+        with contextlib.closing(_Connection(self.place, ANSWER_SECONDS)) as connection, contextlib.ExitStack() as stack:
+            try:
+                connection.request("POST", f"/{method}", json.dumps(body).encode() + b"\n", {"Accept": KIND})
+                connection.sock.settimeout(None)
+                stack.callback(_end, connection.sock)  # also under a thread that waits for more
+                answer = connection.getresponse()
+            except (OSError, http.client.HTTPException) as error:
+                raise PluginError(self._told(method, error)) from error
+            if answer.status != 200:
+                raise PluginError(f"{method}: {answer.read(LONGEST_ANSWER).decode(errors='replace')}")
+            yield answer
 
     def _told(self, method: str, error: Exception) -> str:
         what = f'Post "http://{HOST if self.place.scheme == "unix" else self.place.address}/{method}": '
@@ -216,7 +237,7 @@ _lock = threading.Lock()
 
 
 def get(name: str, kind: str) -> Plugin:
-    """The plugin of that name, which implements a kind (NETWORKS, ADDRESSES). Raises NotFound, PluginError."""
+    """The plugin of that name, which implements a kind (NETWORKS, ADDRESSES, LOGS). Raises NotFound, PluginError."""
     place = find(name)
     if place is None:
         raise NotFound(f'plugin "{name}" not found')
