@@ -42,6 +42,15 @@ def test_what_is_given_is_changed(engine: Engine) -> None:
     assert saved(engine, made).memory == 128 << 20
 
 
+def test_what_its_log_was_checked_for_may_be_gone(engine: Engine, tmp_path: Path) -> None:
+    (tmp_path / "socket").touch()
+    options = {"syslog-address": f"unix://{tmp_path}/socket"}
+    made = parts.container(engine, LogConfig={"Type": "syslog", "Config": options})
+    (tmp_path / "socket").unlink()
+    assert limits.update(engine, made, {"CpuShares": 7}) == []
+    assert saved(engine, made).log_config.config == options and made.host_config.log_config.type == "syslog"
+
+
 def test_a_number_of_cpus_takes_the_place_of_a_quota(engine: Engine) -> None:
     made = parts.container(engine, CpuPeriod=100_000, CpuQuota=50_000)
     limits.update(engine, made, {"NanoCpus": 10**9})

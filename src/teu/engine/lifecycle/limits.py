@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from teu.engine.backend import tasks
 from teu.engine.containers import hostconfig
 from teu.engine.core.errors import BadRequest, Conflict, EngineError
-from teu.engine.core.fields import HostConfig, Resources, RestartPolicy
+from teu.engine.core.fields import HostConfig, LogConfig, Resources, RestartPolicy
 from teu.engine.spec import resources
 
 if TYPE_CHECKING:
@@ -33,8 +33,10 @@ def update(engine: Engine, container: Container, body: Mapping[str, object]) -> 
             policy if isinstance(policy, RestartPolicy) else RestartPolicy(),
             container.auto_remove,
         )
-        log = changed.log_config
-        changed = hostconfig.clean_host_config(changed, log.type, log.config, warnings)
+        # Its log was checked when it was made: a plugin may be away now, or a receiver's socket.
+        log, changed.log_config = changed.log_config, LogConfig(type="none")
+        changed = hostconfig.clean_host_config(changed, "none", {}, warnings)
+        changed.log_config = log
         hostconfig.discard(changed, hostconfig.controllers(), warnings)
         if container.running and container.pid and given:
             wanted = resources.resources(changed)
