@@ -26,6 +26,7 @@ from teu.engine.core.errors import EngineError
 from teu.engine.logs import registry
 from teu.engine.networks import hostfirewall, options
 from teu.engine.networks.ipam import Source
+from teu.oci import cdi
 
 FILE = "/etc/teu/teud.yaml"
 LEVELS = ("debug", "info", "warn", "error", "fatal")
@@ -167,6 +168,13 @@ KEYS = (
         reload=True,
     ),
     Key("log-opts", map_of(text), {}, "its options", reload=True),
+    Key(
+        "cdi-spec-dirs",
+        list_of(path),
+        list(cdi.FOLDERS),
+        "where files of CDI devices are, for --device VENDOR/CLASS=NAME and --gpus; the later before the earlier",
+        reload=True,
+    ),
     Key("init", boolean, False, "run an init in containers that do not say", reload=True),
     Key("init-path", text, "", "the init program for --init; empty: docker-init or tini-static", reload=True),
     Key("cgroup-parent", text, "", "slice of containers that name none; empty: teu.slice", reload=True),

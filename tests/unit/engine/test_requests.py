@@ -74,7 +74,6 @@ def test_a_bad_config_is_refused(config: dict[str, Any]) -> None:
         {"ShmSize": -1},
         {"Ulimits": ["nofile"]},
         {"OomScoreAdj": 2000},
-        {"DeviceRequests": [{"Driver": "nvidia"}]},
         {"Links": ["a:b"], "NetworkMode": "host"},
         {"BlkioWeight": 5},
     ],

@@ -110,11 +110,6 @@ def clean_host_config(
         if not path.startswith("/"):
             raise BadRequest(f"HostConfig: {path!r} is to be masked, but is not an absolute path")
     check_networking(host)
-    if host.device_requests:
-        wanted = host.device_requests[0]
-        raise BadRequest(
-            f'could not select device driver "{wanted.driver or ""}" with capabilities: {wanted.capabilities or []}'
-        )
     if host.cpu_percent:
         warnings.append("CpuPercent is a limit of Windows: it is discarded")
         host.cpu_percent = 0

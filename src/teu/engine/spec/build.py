@@ -9,21 +9,22 @@ from __future__ import annotations
 import os
 import posixpath
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from teu.engine.containers import hostconfig, proc
 from teu.engine.core.errors import BadRequest, EngineError, NotFound
-from teu.engine.spec import devices, mounts
+from teu.engine.spec import device_requests, devices, mounts
 from teu.engine.spec.process import Command, Security, capabilities, process, security_options
 from teu.engine.spec.resources import resources
 from teu.linux import apparmor
 from teu.linux.mounts import MS_NODEV, MS_NOEXEC, MS_NOSUID, mount
 from teu.linux.trees import is_mount_root
-from teu.oci import defaults
+from teu.oci import cdi, defaults
 from teu.oci.seccomp import default_profile
 
 if TYPE_CHECKING:
     import contextlib
+    from collections.abc import Mapping, Sequence
 
     from teu.engine.containers.model import Container
     from teu.engine.core.fields import HostConfig
@@ -49,6 +50,7 @@ def check(engine: Engine, container: Container) -> None:
     capabilities(host)
     security_options(host)
     devices.check(host)
+    device_requests.check(host.device_requests or ())
     for mode in (host.pid_mode, host.ipc_mode):
         if mode.startswith("container:"):
             engine.containers.get(mode.partition(":")[2])
@@ -58,7 +60,7 @@ def check(engine: Engine, container: Container) -> None:
         if not name.startswith(("net.", "kernel.", "fs.mqueue.")):
             raise BadRequest(f"sysctl '{name}' is not in a namespace of its own; it cannot be set per container")
     if host.init and not init_path(engine):
-        raise BadRequest("--init needs an init program: install tini-static, or set init-path in teud.yaml")
+        raise BadRequest("--init needs an init program: install tini, or set init-path in teud.yaml")
 
 
 def init_path(engine: Engine) -> str:
@@ -90,7 +92,8 @@ def build(engine: Engine, container: Container, attachment: Attachment, sources:
         arguments = ["/sbin/docker-init", "--", *arguments]
     wanted = Command(arguments, config.user, posixpath.normpath(config.working_dir or "/"), config.tty)
     own_process = process(engine, container, wanted, security, host.console_size)
-    mount_list = _mounts(engine, container, attachment, security, sources)
+    given = device_requests.edits(engine.config.get("cdi-spec-dirs", cdi.FOLDERS), host.device_requests or ())
+    mount_list = _mounts(engine, container, attachment, security, sources, given.mounts)
     if program:
         mount_list.append(_mount("/sbin/docker-init", "bind", program, "bind", "ro"))
     result: Object = {
@@ -105,6 +108,7 @@ def build(engine: Engine, container: Container, attachment: Attachment, sources:
         result["hostname"] = container.hostname
         if config.domainname:
             result["domainname"] = config.domainname
+    device_requests.edit(result, given)
     return result
 
 
@@ -224,10 +228,13 @@ def _mounts(
     attachment: Attachment,
     security: Security,
     sources: contextlib.ExitStack,
+    given: Sequence[Mapping[str, Any]],
 ) -> list[Object]:
-    """What every container has, under what was asked for."""
+    """What every container has, under what was asked for, and what its devices have `given`."""
     host = container.host_config
     own = mounts.for_spec(engine, container, sources)
+    asked = {entry["destination"] for entry in own}
+    own += [dict(entry) for entry in given if entry["destination"] not in asked]
     taken = {entry["destination"] for entry in own}
     basic = _basic_mounts(host, security)
     if "/dev/shm" not in taken:
@@ -241,8 +248,8 @@ def _mounts(
     files.setdefault("/etc/hostname", path)
     for destination, source in files.items():
         if destination not in taken:
-            given = ("ro",) if host.readonly_rootfs else ()
-            own.append(_mount(destination, "bind", source, "rbind", "rprivate", *given))
+            access = ("ro",) if host.readonly_rootfs else ()
+            own.append(_mount(destination, "bind", source, "rbind", "rprivate", *access))
     # What was asked for takes the place of what every container has; and a volume over a folder does not hide what
     # belongs into it: the deeper come later.
     basic = [

@@ -16,9 +16,11 @@ from teu.engine.containers import hostconfig
 from teu.engine.core import times
 from teu.engine.logs import registry as log_drivers
 from teu.engine.networks.drivers import registry as network_drivers
+from teu.engine.spec import device_requests
 from teu.engine.views import containers, images
 from teu.engine.volumes.drivers import registry as volume_drivers
 from teu.linux import apparmor
+from teu.oci import cdi
 
 if TYPE_CHECKING:
     from teu.engine.engine import Engine
@@ -93,6 +95,7 @@ def info(engine: Engine, version: tuple[int, int]) -> dict[str, object]:
     security.append("name=cgroupns")
     runtimes = {"io.containerd.teu.v2": {"path": "/usr/bin/containerd-shim-teu-v2"}, "runc": {"path": "runc"}}
     runtimes.update({key: {"path": str(value)} for key, value in (engine.config.get("runtimes") or {}).items()})
+    folders = list(engine.config.get("cdi-spec-dirs", cdi.FOLDERS))
     warnings = []
     for controller, what in (("memory", "memory limit"), ("cpu", "cpu cfs quota"), ("pids", "pids limit")):
         if controller not in controllers:
@@ -174,7 +177,8 @@ def info(engine: Engine, version: tuple[int, int]) -> dict[str, object]:
         "RuncCommit": {"ID": "", "Expected": ""},
         "InitCommit": {"ID": "", "Expected": ""},
         "SecurityOptions": security,
-        "CDISpecDirs": [],
+        "CDISpecDirs": folders,
+        "DiscoveredDevices": device_requests.discovered(folders),
         "FirewallBackend": {"Driver": "nftables", "Info": engine.endpoints.host.describe()},
         "Warnings": warnings or None,
     }
