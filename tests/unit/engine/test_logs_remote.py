@@ -538,3 +538,18 @@ def test_what_was_sent_is_noted_before_it_is_taken(listen: Listen, tmp_path: Pat
         assert marker.get(1)[1:] == (8, zlib.crc32(b"one\ntwo\n"))
         marker.set(1, 0, 0, 0)
         marker.close()
+
+
+def test_an_end_without_a_newline_is_a_part(listen: Listen, tmp_path: Path) -> None:
+    """As docker marks it."""
+    receiver = listen()
+    made = run(tmp_path, "fluentd", f"tcp://127.0.0.1:{receiver.port}")
+    made.log(1, b"unfinished", final=True)
+    receiver.wait(b"partial_last")
+    (event,) = unpacked(receiver.all())
+    assert event[2]["partial_ordinal"] == "1" and event[2]["partial_last"] == "false"
+    made.driver.flush()
+    made.log(1, b"next run\n")
+    receiver.wait(b"next run")
+    assert "partial_id" not in unpacked(receiver.all())[1][2]
+    assert made.text() == b"unfinishednext run\n"

@@ -146,13 +146,12 @@ class Remote:
                 end = len(data)
             if end - start > LINE_LIMIT:
                 end, whole = start + LINE_LIMIT, False
-            # What ends without a newline is a part only where there is more of it.
-            more = not whole and (end < len(data) or end - start == LINE_LIMIT)
+            # What ends without a newline is a part, and be it that nothing follows.
             part = None
-            if more or kind in self._parts:
+            if not whole or kind in self._parts:
                 identity, number = self._parts.pop(kind, (secrets.token_hex(32), 0))
-                part = Part(identity, number + 1, not more)
-                if more:
+                part = Part(identity, number + 1, whole)
+                if not whole:
                     self._parts[kind] = (identity, number + 1)
             found.append(Message(kind, moment, data[start:end], part))
             start = end + 1 if whole else end
