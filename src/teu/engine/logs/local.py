@@ -75,6 +75,8 @@ class _Entry(NamedTuple):
     moment: int
     line: bytes
     """With its newline, if it has one."""
+    around: tuple[bytes, bytes] | None
+    """What is before the line and behind it, in a record that is a whole line."""
 
 
 class Local(Files):
@@ -181,6 +183,12 @@ class Local(Files):
                 lines.append(shown)
             lines.append(entry.line)
             gathered += len(entry.line)
+            if entry.around is not None:
+                more, position = _alike(block, position, *entry.around)
+                if more:
+                    end_of_each = b"\n" + shown
+                    lines.append(shown + end_of_each.join(more) + b"\n")
+                    gathered += len(lines[-1])
         if lines:
             yield Piece(kind, b"".join(lines))
 
@@ -253,7 +261,39 @@ def _read(block: bytes, start: int, end: int) -> _Entry | None:
         whole = re.match(rb"\x20\x01\x2a.[\x80-\xff]*\x08\x01", block[stop : stop + 16], re.DOTALL) is not None
     else:
         whole = True
-    return _Entry(KINDS[match[2]], _number(match[3]), line + b"\n" if whole else line)
+    partial_too = block.startswith(b"\x20\x01", stop)
+    around = None if partial_too else (block[start + 4 : match.end(3)], block[stop:end])
+    return _Entry(KINDS[match[2]], _number(match[3]), line + b"\n" if whole else line, around)
+
+
+def _alike(block: bytes, position: int, head: bytes, tail: bytes) -> tuple[list[bytes], int]:
+    """The lines of the records from there on that are whole ones of the same stream and moment, which those of a chunk
+    are, and where they end."""
+    lines = []
+    unpack, before, behind = _SIZE.unpack_from, 4 + len(head), len(tail)
+    try:
+        while position < len(block) and block.startswith(head, position + 4):
+            end = position + 4 + unpack(block, position)[0]
+            at = position + before
+            length = 0
+            if at + behind != end:
+                if block[at] != 0x1A:
+                    break
+                length = block[at + 1]
+                at += 2
+                if length > 0x7F:
+                    length = length & 0x7F | block[at] << 7
+                    at += 1
+                    if length > 0x3FFF:
+                        length = length & 0x3FFF | block[at] << 14
+                        at += 1
+            if at + length + behind != end or (behind and not block.startswith(tail, end - behind)):
+                break
+            lines.append(block[at : at + length])
+            position = end + 4
+    except (IndexError, struct.error):  # damaged
+        pass
+    return lines, position
 
 
 def _create(source: LogSource) -> Driver:
