@@ -63,7 +63,10 @@ def edit(specification: dict[str, object], given: cdi.Edits) -> None:
     """Change a specification, whose mounts have them already. Raises EngineError."""
     try:
         cdi.edit(specification, given)
-    except (OSError, cdi.Broken) as error:
+    except OSError as error:  # docker's words, by which its client chooses the exit status
+        told = f'failed to stat CDI host device "{error.filename}": {(error.strerror or str(error)).lower()}'
+        raise EngineError(f"CDI device injection failed: {told}") from None
+    except cdi.Broken as error:
         raise EngineError(f"CDI device injection failed: {error}") from None
 
 
