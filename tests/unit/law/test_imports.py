@@ -15,7 +15,7 @@ from sourcetree import nodes, parsed
 
 SRC = Path(__file__).resolve().parents[3] / "src"
 PROGRAMS = ("cli", "ctr", "engine", "buildkit", "containerd", "shim", "runc")
-SHARED = ("linux", "oci", "systemd", "ttrpc", "http2", "api", "config", "grpcclient")
+SHARED = ("linux", "oci", "systemd", "ttrpc", "http2", "api", "config", "grpcclient", "cni")
 
 # Which parts of teu a part may import, beside itself.
 MAY: dict[str, tuple[str, ...]] = {
@@ -27,6 +27,7 @@ MAY: dict[str, tuple[str, ...]] = {
     "http2": (),
     "systemd": ("linux",),
     "oci": ("linux",),
+    "cni": ("oci",),
     "linux": (),
     "coldstart": (),
     "grpcclient": (),  # its stubs of api are found by their names
