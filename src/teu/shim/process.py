@@ -76,7 +76,7 @@ class Process:
         self.status = m.CREATED
         self.exit_status = 0
         self.exited_at = 0
-        self.streams = Streams()
+        self.streams = Streams(log)
         self.log = log
         self.starting = False
         self._early_exit: int | None = None
@@ -114,6 +114,7 @@ class Process:
                 yield from runtime.run(*args, *places, container, before=before, then=then)
                 master = console_socket.receive()
                 self.streams.console = Console(self.loop, master, self.stdin, self.stdout, logger)
+                self.streams.started(self.loop)
             else:
                 self.streams.open(
                     self.stdin,
@@ -133,7 +134,7 @@ class Process:
             self._collected = not self.loop.on_exit(self.pid, self._exited)
         except BaseException:
             self.streams.close()
-            self.streams = Streams()
+            self.streams = Streams(self.log)
             raise
         finally:
             if logger >= 0:

@@ -30,6 +30,8 @@ import stat
 import struct
 import termios
 
+from teu.shim.crilog import SCHEME as CRI_SCHEME
+from teu.shim.crilog import LogFile
 from teu.shim.loop import EPOLLIN, EPOLLOUT, Future
 
 TYPE_CHECKING = False
@@ -57,6 +59,8 @@ def parse_uri(uri: str) -> tuple[str, str, list[str]]:
     scheme, separator, rest = uri.partition("://")
     if not separator:
         return "fifo", uri, []
+    if scheme == CRI_SCHEME:
+        return scheme, rest, []  # a path as it is
     path, _, query = rest.partition("?")
     arguments = []
     if query:
@@ -71,7 +75,9 @@ def parse_uri(uri: str) -> tuple[str, str, list[str]]:
 class Streams:
     """What the shim holds for one process's streams."""
 
-    def __init__(self) -> None:
+    def __init__(self, complain: Callable[[str], None] = lambda _text: None) -> None:
+        """`complain` is told of output that cannot be written."""
+        self._complain = complain
         self._stdin_hold = -1
         self._holds: list[int] = []
         self._keeps: list[int] = []
@@ -80,6 +86,8 @@ class Streams:
         self._error: tuple[int, int] | None = None
         self.relay: Relay | None = None
         self.console: Console | None = None
+        # the log file that this shim itself writes
+        self._log: LogFile | None = None
         self.logger_pid = 0
         # done when the logging binary has ended
         self.logger_gone = Future()
@@ -99,6 +107,8 @@ class Streams:
             source, sink = self._error
             self._error = None
             self.relay = Relay(loop, source, sink, True)
+        if self._log:
+            self._log.start(loop)
 
     def close_child(self) -> None:
         for fd in set(self._child):
@@ -130,6 +140,9 @@ class Streams:
             self.relay.end()
         if self.console:
             self.console.close()
+        if self._log:
+            self._log.close()
+            self._log = None
         for fd in self._error or ():
             os.close(fd)
         self._error = None
@@ -172,7 +185,7 @@ class Streams:
     ) -> None:
         """Prepare the streams of a process without a terminal.
 
-        The paths are FIFOs, or stdout is a file:// or binary:// URI that takes both outputs; empty means
+        The paths are FIFOs, or stdout is a file://, cri:// or binary:// URI that takes both outputs; empty means
         none.  `uid` and `gid` shall own the FIFOs (the runtime options io_uid and io_gid)."""
         try:
             if stdin:
@@ -191,6 +204,13 @@ class Streams:
                 os.makedirs(os.path.dirname(path), 0o755, exist_ok=True)
                 flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
                 self._child += [os.open(path, flags, 0o644)] * 2
+            elif scheme == CRI_SCHEME:
+                self._log = LogFile(path, self._complain)
+                for name in ("stdout", "stderr"):
+                    sink = self._log.stream(name)
+                    self._child.append(sink)
+                    if uid or gid:
+                        os.fchown(sink, uid, gid)
             elif scheme in LOGGER_SCHEMES:
                 self._child += self._start_logger(scheme, path, arguments, container, namespace)
             else:
@@ -200,8 +220,14 @@ class Streams:
             raise
 
     def open_terminal_logger(self, stdout: str, *, container: str, namespace: str) -> int:
-        """For a process with a terminal: where its output goes if that is a logging binary, else -1."""
+        """For a process with a terminal: where its output goes if that is a logging binary or this shim's own log,
+        else -1."""
         scheme, path, arguments = parse_uri(stdout)
+        if scheme == CRI_SCHEME:
+            self._log = LogFile(path, self._complain)
+            sink = self._log.stream("stdout")
+            os.set_blocking(sink, False)
+            return sink
         if scheme not in LOGGER_SCHEMES:
             return -1
         out_write, err_write = self._start_logger(scheme, path, arguments, container, namespace)
