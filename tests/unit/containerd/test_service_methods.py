@@ -22,6 +22,7 @@ from teu.api.services.introspection.v1 import introspection_pb2
 from teu.api.services.leases.v1 import leases_pb2
 from teu.api.services.namespaces.v1 import namespace_pb2
 from teu.containerd.core.errors import FailedPrecondition, InvalidArgument, NotFound
+from teu.containerd.core.version import COMPATIBLE
 from teu.containerd.runtime import checkpoints, processes
 from teu.containerd.server.rpc import Call
 from teu.containerd.services.containers import Containers
@@ -31,7 +32,7 @@ from teu.containerd.services.introspection import Introspection
 from teu.containerd.services.leases import Leases
 from teu.containerd.services.namespaces import Namespaces
 from teu.containerd.services.reflection import Reflection
-from teu.containerd.services.version import COMPATIBLE, Version
+from teu.containerd.services.version import Version
 from teu.containerd.state import Context
 from teu.containerd.stores import garbage
 

@@ -19,7 +19,7 @@ from teu.containerd.state import Context
 from teu.containerd.transfer import archives, registry
 from teu.containerd.transfer.job import Job, Parts, from_wire, own_names
 
-Move = Callable[[Job, Any, Any], None]
+Move = Callable[[Job, Any, Any], object]
 
 
 def _tag(job: Job, source: Any, destination: Any) -> None:

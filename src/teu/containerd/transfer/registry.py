@@ -62,7 +62,9 @@ def _credentials(job: Job, source: Any, parsed: reference.Reference) -> distribu
     return distribution.Credentials()
 
 
-def _open(job: Job, source: Any) -> tuple[reference.Reference, registries.Registries]:
+def _open(
+    job: Job, source: Any, credentials: distribution.Credentials | None = None
+) -> tuple[reference.Reference, registries.Registries]:
     try:
         parsed = reference.parse(source.reference)
     except ValueError as error:
@@ -71,7 +73,7 @@ def _open(job: Job, source: Any) -> tuple[reference.Reference, registries.Regist
     try:
         found = registries.opened(
             parsed.domain,
-            _credentials(job, source, parsed),
+            credentials or _credentials(job, source, parsed),
             distribution.Options(user_agent="teu-containerd"),
             resolver.host_dir,
             resolver.default_scheme == "http",
@@ -82,9 +84,12 @@ def _open(job: Job, source: Any) -> tuple[reference.Reference, registries.Regist
     return parsed, found
 
 
-def pull(job: Job, source: Any, destination: Any) -> None:
-    """From a registry into the image store, unpacked where that is asked for."""
-    parsed, registry = _open(job, source)
+def pull(
+    job: Job, source: Any, destination: Any, credentials: distribution.Credentials | None = None
+) -> image_spec.Descriptor:
+    """From a registry into the image store, unpacked where that is asked for; what it is. Without `credentials` the
+    client is asked for them, where the source names a stream for that."""
+    parsed, registry = _open(job, source, credentials)
     job.tell(f"Resolving from {source.reference}")
     with registry, job.ending(registry.abort), job.held(), _errors(f"failed to pull {source.reference}"):
         try:
@@ -106,6 +111,7 @@ def pull(job: Job, source: Any, destination: Any) -> None:
         for name in unnamed + own_names(destination, target["digest"]):
             job.store(name, target, dict(destination.labels))
     job.tell(f"Completed pull from {source.reference}")
+    return target
 
 
 def _keep(job: Job, descriptor: image_spec.Descriptor, data: bytes, labels: dict[str, str]) -> None:
