@@ -76,4 +76,23 @@ KEYS = (
         {},
         "layers",
     ),
+    Key(
+        "cri",
+        section(
+            Key("enabled", boolean, False, "serve Kubernetes' Container Runtime Interface, too"),
+            Key("name", text, "containerd", "what the runtime is called in Kubernetes: the scheme of containers' ids"),
+            Key("networks", path, "/etc/cni/net.d", "configurations of CNI, of which the first by name is the pods'"),
+            Key("network-plugins", list_of(path), ["/opt/cni/bin", "/usr/lib/cni"], "folders of CNI's plugins"),
+            Key("network-timeout", duration, 120.0, "a plugin that runs so long is killed"),
+            Key(
+                "registries",
+                path,
+                "/etc/containerd/certs.d",
+                "a folder for each registry that is reached in its own way, with a hosts.toml",
+            ),
+            Key("pinned-images", list_of(text), [], "images that kubelet is never to remove"),
+        ),
+        {},
+        "pods of Kubernetes",
+    ),
 )

@@ -84,6 +84,15 @@ def lookup(found: Files, specification: str, extra_groups: Sequence[str] | None 
     return User(uid or 0, gid or 0, groups, home)
 
 
+def memberships(found: Files, name: str) -> list[int]:
+    """The groups that /etc/group has the user of that name or number in, whatever its own group is. Raises ValueError
+    for a number above HIGHEST."""
+    passwd, group = _lines(found[0], 4), _lines(found[1], 3)
+    known = next((parts[0] for parts in passwd if name in (parts[0], parts[2])), name)
+    numbers = [_number(parts[2]) for parts in group if len(parts) > 3 and known in parts[3].split(",")]
+    return [number for number in numbers if number is not None]
+
+
 def _group(group: list[list[str]], name: str) -> int | None:
     for parts in group:
         if parts[0] == name:

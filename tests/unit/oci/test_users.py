@@ -44,3 +44,8 @@ def test_a_user_without_files_is_root() -> None:
 def test_a_number_of_any_length_is_an_answer() -> None:
     with pytest.raises(ValueError, match="must be in range"):
         users.lookup((b"", b""), "9" * 5000)
+
+
+@pytest.mark.parametrize(("name", "told"), [("www", [50, 51]), ("33", [50, 51]), ("root", [50]), ("nobody", [])])
+def test_memberships(name: str, told: list[int]) -> None:
+    assert users.memberships((PASSWD, GROUP), name) == told

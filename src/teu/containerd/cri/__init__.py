@@ -1,0 +1,19 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Container Runtime Interface, version 1: what kubelet and crictl ask for, over the stores and tasks of
+containerd's own API. Loaded only where /etc/teu/containerd.yaml has `cri: {enabled: true}`.
+
+A pod is a sandbox of the runtime: a shim that is there before its containers. It has no process of its own: its
+namespaces are held by mounts, and only a pod whose containers see each other's processes gets a small init.
+
+All of it is in the namespace k8s.io, where `ctr -n k8s.io` sees it. What a pod or a container was asked to be is an
+extension of its record there; the rest is in files:
+
+    STATE/cri/POD/              hosts, hostname, resolv.conf, shm (a tmpfs), ipc and uts (namespaces)
+    STATE/cri/CONTAINER/        FIFOs: stdin, and those of commands under way
+    ROOT/cri/CONTAINER/         volumes of the image
+    /run/netns/cni-UUID         a pod's network namespace
+
+A field that is not implemented is refused, see `checks`. The modules, from the roof down: `service` and `image_service`
+(the wire), `pods`, `execs`, `containers`, `stats`, `images`, `network`, `rootfs`, `spec`, `namespaces`, `files`,
+`records`, `checks`.
+"""

@@ -1,0 +1,498 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The life of a pod's containers: create, start, stop, remove, and find again. Called by `service` and `pods`.
+
+Each is an ordinary container of containerd's API, with a snapshot of its own; its task runs in the shim of its pod. Its
+output goes into its log by that shim, so that no daemon is needed for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import secrets
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from teu.api.cri.v1 import cri_pb2 as cri
+from teu.api.events import task_pb2 as task_events
+from teu.api.services.containers.v1 import containers_pb2
+from teu.api.types import event_pb2
+from teu.api.types.runc.options import oci_pb2
+from teu.containerd.core.errors import (
+    AlreadyExists,
+    DeadlineExceeded,
+    Error,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    Unimplemented,
+    Unknown,
+)
+from teu.containerd.cri import checks, rootfs, spec
+from teu.containerd.cri.images import Image, Images
+from teu.containerd.cri.records import (
+    CONTAINER_EXTENSION,
+    CREATED,
+    EXITED,
+    KIND_LABEL,
+    NAMESPACE,
+    RUNNING,
+    RUNTIME,
+    Container,
+    Pod,
+    Records,
+)
+from teu.containerd.runtime.shim import Exit
+from teu.containerd.runtime.tasks import Stdio
+from teu.containerd.state import Context
+from teu.linux import signals
+from teu.linux.trees import discard_tree
+from teu.oci.labels import expiring
+
+log = logging.getLogger("teu.containerd.cri")
+T = TypeVar("T")
+
+SPEC_TYPE = "types.containerd.io/opencontainers/runtime-spec/1/Spec"
+OPTIONS_TYPE = "containerd.runc.v1.Options"
+# containerd's own: kubelet and people know these.
+START_FAILED, UNKNOWN_EXIT = 128, 255
+PATIENCE_SECONDS = 1.0  # between two questions to a shim that does not answer
+KILL_SECONDS = 60.0  # until a container that was sent SIGKILL must have ended
+LEASE_SECONDS = 3600
+INIT = "catatonit"
+# containerd.v1.types.Status
+_TASK_CREATED, _TASK_RUNNING, _TASK_STOPPED = 1, 2, 3
+
+
+def hostname_of(config: Any) -> str:
+    """The name of a pod's machine: the host's own where it has none."""
+    return str(config.hostname) or os.uname().nodename
+
+
+def signal_name(config: Any, image: dict[str, Any]) -> str:
+    """What a container is stopped with: the request's, the image's, else TERM. InvalidArgument for what is none."""
+    if config.stop_signal:
+        name = cri.Signal.Name(config.stop_signal).removeprefix("SIGNAL_SIG").removeprefix("SIG")
+        return str(name).replace("PLUS", "+").replace("MINUS", "-")
+    text = str(image.get("StopSignal") or "TERM")
+    try:
+        signals.number(text)
+    except ValueError as error:
+        raise InvalidArgument(f"the image's StopSignal: {error}") from None
+    return text.upper().removeprefix("SIG")
+
+
+class Containers:
+    """The containers of the namespace k8s.io."""
+
+    def __init__(self, context: Context, records: Records, images: Images) -> None:
+        self._context = context
+        self._records = records
+        self._images = images
+        self._creating: dict[str, tuple[Any, asyncio.Task[str]]] = {}  # CreateContainer under way, by the name
+        self._watches: set[asyncio.Task[None]] = set()
+        context.events.listen(self._on_event)
+
+    async def _thread(self, function: Callable[..., T], *given: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._context.pool, function, *given)
+
+    def state_of(self, id: str) -> str:
+        """The folder of a pod or container that a reboot ends."""
+        return os.path.join(self._context.state, "cri", id)
+
+    def _folder(self, id: str) -> str:
+        """What stays: the volumes of the image."""
+        return os.path.join(self._context.root, "cri", id)
+
+    def namespace_path(self, pod: Pod, kind: str) -> str:
+        """Where a pod's namespace is held, by its type; "" where it has none of its own."""
+        if kind == "network":
+            return pod.network
+        if kind == "uts" and not pod.network:
+            return ""
+        if kind == "ipc" and pod.namespaces.ipc == cri.NODE:
+            return ""
+        return os.path.join(self.state_of(pod.id), kind)
+
+    # create
+
+    async def create(self, pod: Pod, config: Any) -> str:
+        """A new container of a ready pod; its id. Requests that are equal and overlap are one."""
+        checks.container(config)
+        container = Container(secrets.token_hex(32), pod, config, created=time.time_ns())
+        name = container.name
+        under_way = self._creating.get(name)
+        if under_way is None:
+            if (known := self._records.names.get(name)) is not None:
+                other = self._records.containers.get(known)
+                if other is not None and other.config == config and other.state == CREATED:
+                    return other.id  # the answer to an earlier request was lost
+                told = f'failed to reserve container name "{name}": name "{name}" is reserved for "{known}"'
+                raise AlreadyExists(told)
+            self._records.names[name] = container.id
+            task = asyncio.create_task(self._create(container))
+            self._creating[name] = under_way = (config, task)
+            task.add_done_callback(lambda done: self._created(container, done))
+        elif under_way[0] != config:
+            raise AlreadyExists(f'failed to reserve container name "{name}": another request is under way')
+        return await asyncio.shield(under_way[1])
+
+    def _created(self, container: Container, done: asyncio.Task[str]) -> None:
+        self._creating.pop(container.name, None)
+        if done.cancelled() or done.exception() is not None:
+            self._records.names.pop(container.name, None)
+
+    async def _create(self, container: Container) -> str:
+        options = container.config.linux.security_context.namespace_options
+        pid = await self._pid_namespace(container.pod, options)
+        await self._thread(self._make, container, pid)
+        self._records.containers[container.id] = container
+        return container.id
+
+    async def _pid_namespace(self, pod: Pod, options: Any) -> str | None:
+        """The path of the one to join, "" for an own one, None for the host's."""
+        if options.pid == cri.CONTAINER:
+            return ""
+        if options.pid == cri.NODE:
+            return None
+        if options.pid == cri.TARGET:
+            target = self._records.container(options.target_id)
+            if target.pod is not pod:
+                raise InvalidArgument(f"container {target.id} is not of this pod, so its processes cannot be shared")
+            if target.state != RUNNING:
+                raise FailedPrecondition(f"container {target.id} does not run, so it has no processes to share")
+            process = await self._context.tasks.get(NAMESPACE, target.id)
+            return f"/proc/{process.pid}/ns/pid"
+        return f"/proc/{await self._init(pod)}/ns/pid"
+
+    def _make(self, container: Container, pid: str | None) -> None:
+        config, context = container.config, self._context
+        image = self._images.find(config.image.image)
+        if image is None:
+            raise NotFound(f'failed to resolve image "{config.image.image}"')
+        container.image, container.snapshotter = image.id, self._images.snapshotter
+        container.stop_signal = signal_name(config, dict(image.details.config))
+        lease = f"cri-{container.id}"
+        context.leases.create(NAMESPACE, lease, expiring(LEASE_SECONDS))
+        try:
+            mounts = context.snapshots.prepare(
+                NAMESPACE, container.snapshotter, container.id, image.details.chain, {}, lease
+            )
+            made = self._specified(container, image, mounts, pid)
+            if config.log_path and container.pod.config.log_directory:
+                container.log_path = os.path.join(container.pod.config.log_directory, config.log_path)
+            self._store(container, image, made)
+        except BaseException:
+            self._clear(container)
+            raise
+        finally:
+            context.leases.delete(NAMESPACE, lease)
+
+    def _specified(self, container: Container, image: Image, mounts: Any, pid: str | None) -> spec.Json:
+        """The specification, for which the image's files are asked; its volumes are filled."""
+        config, pod = container.config, container.pod
+        security = config.linux.security_context
+        whose = security.run_as_username or str(image.details.config.get("User") or "")
+        if security.HasField("run_as_user"):
+            whose = str(security.run_as_user.value)
+        if security.HasField("run_as_group"):
+            whose = f"{whose.partition(':')[0]}:{security.run_as_group.value}"
+        taken = {spec.place(one.container_path) for one in config.mounts}
+        with rootfs.opened(mounts) as root:
+            try:
+                merge = security.supplemental_groups_policy == cri.Merge
+                user = rootfs.user(root, whose, list(security.supplemental_groups), merge=merge)
+            except ValueError as error:
+                raise InvalidArgument(str(error)) from None
+            volumes = rootfs.fill_volumes(root, self._folder(container.id), image.details.config, taken)
+        container.user = [user.uid, user.gid, *user.groups]
+        wanted = spec.Wanted(
+            id=container.id,
+            pod=pod,
+            config=config,
+            image=image.details.config,
+            image_name=next(iter(image.tags or image.digests), image.id),
+            inside=self._inside(pod, pid),
+            uid=user.uid,
+            gid=user.gid,
+            groups=list(user.groups),
+            volumes=volumes,
+        )
+        return spec.build(wanted)
+
+    def _inside(self, pod: Pod, pid: str | None) -> spec.Inside:
+        folder = self.state_of(pod.id)
+        joined = {kind: path for kind in ("network", "ipc", "uts") if (path := self.namespace_path(pod, kind))}
+        if pid is not None:
+            joined["pid"] = pid
+        own_ipc = pod.namespaces.ipc != cri.NODE
+        return spec.Inside(
+            files={f"/etc/{name}": os.path.join(folder, name) for name in ("hostname", "hosts", "resolv.conf")},
+            shared_memory=os.path.join(folder, "shm") if own_ipc else "/dev/shm",
+            namespaces=joined,
+            hostname=hostname_of(pod.config),
+        )
+
+    def _store(self, container: Container, image: Image, made: spec.Json) -> None:
+        record = containers_pb2.Container(
+            id=container.id,
+            labels={**dict(container.config.labels), KIND_LABEL: "container"},
+            image=next(iter(image.tags or image.digests), image.id),
+            snapshotter=container.snapshotter,
+            snapshot_key=container.id,
+            sandbox=container.pod.id,
+        )
+        self._fill(record, made)
+        record.extensions[CONTAINER_EXTENSION].CopyFrom(container.packed())
+        self._context.containers.create(NAMESPACE, record)
+
+    def _fill(self, record: Any, made: spec.Json) -> None:
+        record.runtime.name = RUNTIME
+        record.runtime.options.type_url = OPTIONS_TYPE
+        record.runtime.options.value = oci_pb2.Options(
+            systemd_cgroup="cgroupsPath" in made["linux"] and spec.in_slice(made)
+        ).SerializeToString()
+        record.spec.type_url, record.spec.value = SPEC_TYPE, json.dumps(made).encode()
+
+    def _clear(self, container: Container) -> None:
+        """Remove what belongs to a container besides its record."""
+        try:
+            self._context.snapshots.remove(NAMESPACE, container.snapshotter, container.id)
+        except NotFound:
+            pass
+        for folder in (self.state_of(container.id), self._folder(container.id)):
+            discard_tree(folder)
+
+    # start
+
+    async def start(self, id: str) -> None:
+        """Start a container that was created. What the runtime says of a failure is its message, too."""
+        container = self._records.container(id)
+        await asyncio.shield(asyncio.create_task(self._start(container)))
+
+    async def _start(self, container: Container) -> None:
+        async with container.lock:
+            if container.state != CREATED:
+                state = cri.ContainerState.Name(container.state)
+                raise FailedPrecondition(f'container "{container.id}" is in {state} state')
+            try:
+                stdio = await self._thread(self._stdio, container)
+                mounts = await self._thread(
+                    self._context.snapshots.mounts, NAMESPACE, container.snapshotter, container.id
+                )
+                await self._context.tasks.create(NAMESPACE, container.id, stdio, mounts=mounts)
+                container.started = time.time_ns()  # an end that comes at once is not before it
+                await self._context.tasks.start(NAMESPACE, container.id)
+            except (Error, OSError) as error:
+                await self._drop_task(container.id)
+                text = error.message if isinstance(error, Error) else str(error)
+                container.message, container.reason, container.started = text, "StartError", 0
+                await self._ended(container, Exit(START_FAILED, time.time_ns()))
+                raise Unknown(f"failed to start containerd task {container.id!r}: {text}") from None
+            container.state = RUNNING
+            await self._thread(self._records.save_container, container)
+            self._watch(container)
+
+    def _stdio(self, container: Container) -> Stdio:
+        folder = self.state_of(container.id)
+        os.makedirs(folder, 0o711, exist_ok=True)
+        stdin = ""
+        if container.config.stdin:
+            stdin = os.path.join(folder, "stdin")
+            if not os.path.exists(stdin):
+                os.mkfifo(stdin, 0o600)
+        stdout = f"cri://{container.log_path}" if container.log_path else ""
+        return Stdio(stdin, stdout, "", container.config.tty)
+
+    async def _drop_task(self, id: str) -> None:
+        """End and delete a task, if there is one."""
+        tasks = self._context.tasks
+        try:
+            await tasks.kill(NAMESPACE, id, signal.SIGKILL, everyone=True)
+            await asyncio.wait_for(tasks.wait(NAMESPACE, id), KILL_SECONDS)
+        except (Error, TimeoutError):
+            pass  # it has ended, or there is none; else the deletion says what is in the way
+        try:
+            await tasks.delete(NAMESPACE, id)
+        except NotFound:
+            pass
+        except Error as error:
+            log.error("the task of container %s stays: %s", id, error.message)
+
+    # the end
+
+    def _on_event(self, envelope: event_pb2.Envelope) -> None:
+        # On the publishing thread: only a flag is set. It comes before the exit.
+        if envelope.topic == "/tasks/oom" and envelope.namespace == NAMESPACE:
+            event = task_events.TaskOOM.FromString(envelope.event.value)
+            if (container := self._records.containers.get(event.container_id)) is not None:
+                container.out_of_memory = True
+
+    def _watch(self, container: Container) -> None:
+        task = asyncio.create_task(self._wait(container))
+        self._watches.add(task)
+        task.add_done_callback(self._watches.discard)
+
+    async def _wait(self, container: Container) -> None:
+        while True:
+            try:
+                ended = await self._context.tasks.wait(NAMESPACE, container.id)
+                break
+            except NotFound:
+                if not self._context.shims.exists(NAMESPACE, container.id):
+                    ended = Exit(UNKNOWN_EXIT, time.time_ns())  # somebody has removed the task
+                    break
+            except Error as error:
+                log.error("container %s: %s", container.id, error.message)
+            # A shim that is slow is not dead, and its container is left alone.
+            await asyncio.sleep(PATIENCE_SECONDS)
+        await self._drop_task(container.id)
+        await self._ended(container, ended)
+
+    async def _ended(self, container: Container, ended: Exit) -> None:
+        container.exit_code = ended.status
+        container.finished = ended.at or time.time_ns()
+        if not container.reason:
+            container.reason = "Completed" if ended.status == 0 else "Error"
+            if container.out_of_memory and ended.status == 128 + signal.SIGKILL:
+                container.reason = "OOMKilled"
+        container.state = EXITED
+        await self._thread(self._records.save_container, container)
+        container.ended.set()
+
+    async def stop(self, id: str, timeout: int) -> None:
+        """Signal a container to stop, and kill it after so many seconds; an unknown one has stopped."""
+        try:
+            container = self._records.container(id)
+        except NotFound:
+            return
+        await self.stop_one(container, timeout)
+
+    async def stop_one(self, container: Container, timeout: float) -> None:
+        """The same. DeadlineExceeded where not even SIGKILL ends it."""
+        async with container.lock:
+            pass  # a start that is under way
+        if container.state != RUNNING:
+            return
+        tasks = self._context.tasks
+        try:
+            if timeout > 0:
+                await tasks.kill(NAMESPACE, container.id, signals.number(container.stop_signal))
+                if await self._has_ended(container, timeout):
+                    return
+            await tasks.kill(NAMESPACE, container.id, signal.SIGKILL, everyone=True)
+        except NotFound:
+            pass  # its end is about to be told
+        if not await self._has_ended(container, KILL_SECONDS):
+            raise DeadlineExceeded(f"container {container.id} does not end, though it was killed")
+
+    async def _has_ended(self, container: Container, seconds: float) -> bool:
+        try:
+            await asyncio.wait_for(container.ended.wait(), seconds)
+        except TimeoutError:
+            return False
+        return True
+
+    async def remove(self, id: str) -> None:
+        """Stop a container, and forget it; an unknown one is forgotten."""
+        try:
+            container = self._records.container(id)
+        except NotFound:
+            return
+        await asyncio.shield(asyncio.create_task(self.remove_one(container)))
+
+    async def remove_one(self, container: Container) -> None:
+        """The same."""
+        await self.stop_one(container, 0)
+        async with container.lock:
+            await self._thread(self._removed, container)
+
+    def _removed(self, container: Container) -> None:
+        self._records.drop_container(container)
+        self._clear(container)
+
+    # the init of a pod whose containers share their process ids
+
+    def _init_id(self, pod: Pod) -> str:
+        return f"init-{pod.id}"
+
+    async def _init(self, pod: Pod) -> int:
+        """The pid of the pod's first process, which is started when the first container wants it."""
+        id, tasks = self._init_id(pod), self._context.tasks
+        async with pod.lock:
+            try:
+                process = await tasks.get(NAMESPACE, id)
+                if process.status != _TASK_STOPPED:
+                    return process.pid
+                raise FailedPrecondition("the init of the pod has ended, and all of its processes with it")
+            except NotFound:
+                pass
+            program = shutil.which(INIT, path="/usr/bin:/usr/local/bin")
+            if program is None:
+                raise Unimplemented(f"a pod whose containers share process ids needs {INIT}: install it")
+            joined = {kind: path for kind in ("network", "ipc", "uts") if (path := self.namespace_path(pod, kind))}
+            await self._thread(self._store_init, pod, spec.of_init(program, joined))
+            pid = await tasks.create(NAMESPACE, id, Stdio())
+            await tasks.start(NAMESPACE, id)
+            return pid
+
+    def _store_init(self, pod: Pod, made: spec.Json) -> None:
+        folder = os.path.join(self.state_of(pod.id), "init")
+        os.makedirs(folder, 0o755, exist_ok=True)
+        made["root"]["path"] = folder
+        record = containers_pb2.Container(id=self._init_id(pod), labels={KIND_LABEL: "sandbox"}, sandbox=pod.id)
+        self._fill(record, made)
+        try:
+            self._context.containers.create(NAMESPACE, record)
+        except AlreadyExists:
+            pass  # of a start that came to no end
+
+    async def end_init(self, pod: Pod) -> None:
+        """End it, if there is one."""
+        id = self._init_id(pod)
+        await self._drop_task(id)
+        try:
+            await self._thread(self._context.containers.delete, NAMESPACE, id)
+        except NotFound:
+            pass
+
+    # after a start of the daemon
+
+    async def restore(self) -> None:
+        """Take over what an earlier daemon has left."""
+        await asyncio.gather(*(self._restore(one) for one in list(self._records.containers.values())))
+
+    async def _restore(self, container: Container) -> None:
+        if container.state == EXITED:
+            container.ended.set()
+            return
+        try:
+            process = await self._context.tasks.get(NAMESPACE, container.id)
+        except Error as error:
+            if isinstance(error, NotFound) and not self._context.shims.exists(NAMESPACE, container.id):
+                if container.state == RUNNING:
+                    container.reason = "Unknown"
+                    await self._ended(container, Exit(UNKNOWN_EXIT, time.time_ns()))
+                return
+            log.warning("container %s: its shim does not answer yet: %s", container.id, error.message)
+            if container.state == RUNNING:
+                self._watch(container)
+            return
+        if process.status == _TASK_CREATED:
+            await self._drop_task(container.id)  # nobody was told that it has started
+            return
+        if container.state == CREATED:
+            container.started = time.time_ns()
+        container.state = RUNNING
+        await self._thread(self._records.save_container, container)
+        self._watch(container)
+
+    def close(self) -> None:
+        """The daemon ends, its containers do not."""
+        for task in self._watches:
+            task.cancel()

@@ -1,0 +1,368 @@
+# SPDX-License-Identifier: Apache-2.0
+"""runtime.v1.RuntimeService: `pods` and `containers` on the wire. Made by `daemon`, where the configuration has it.
+
+What it does not have answers UNIMPLEMENTED, which kubelet takes for the streams of lists and for the figures of pods
+(it has those from cgroups): streaming (Exec, Attach, PortForward), figures and metrics of pods, events, changes of
+resources, checkpoints.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from google.protobuf import json_format
+
+from teu.api.cri.v1 import cri_pb2 as cri
+from teu.containerd.core.errors import Error, FailedPrecondition, NotFound
+from teu.containerd.core.version import advertised
+from teu.containerd.cri.containers import Containers
+from teu.containerd.cri.execs import Execs
+from teu.containerd.cri.image_service import ImageService
+from teu.containerd.cri.images import Images
+from teu.containerd.cri.network import Networks
+from teu.containerd.cri.pods import Pods
+from teu.containerd.cri.records import NAMESPACE, RUNNING, Container, Pod, Records
+from teu.containerd.cri.stats import Stats
+from teu.containerd.server.rpc import Call, Server, quick
+from teu.containerd.state import Context
+from teu.containerd.transfer.job import Parts
+from teu.linux import signals
+from teu.oci import jsontext
+from teu.systemd.scope import systemd_is_running
+
+_SIGNALS = frozenset(cri.Signal.keys())
+VERSION = "0.1.0"  # of kubelet's side of the interface, as every runtime answers
+
+
+def _selected(labels: Mapping[str, str], selector: Mapping[str, str]) -> bool:
+    return all(labels.get(key) == value for key, value in selector.items())
+
+
+def _pod_message(pod: Pod, ready: bool) -> Any:
+    return cri.PodSandbox(
+        id=pod.id,
+        metadata=pod.config.metadata,
+        state=cri.SANDBOX_READY if ready else cri.SANDBOX_NOTREADY,
+        created_at=pod.created,
+        labels=pod.config.labels,
+        annotations=pod.config.annotations,
+        runtime_handler=pod.handler,
+    )
+
+
+def _container_message(container: Container) -> Any:
+    return cri.Container(
+        id=container.id,
+        pod_sandbox_id=container.pod.id,
+        metadata=container.config.metadata,
+        image=container.config.image,
+        image_ref=container.image,
+        image_id=container.image,
+        state=container.state,
+        created_at=container.created,
+        labels=container.config.labels,
+        annotations=container.config.annotations,
+    )
+
+
+class RuntimeService:
+    """runtime.v1.RuntimeService. Ids may be parts that only one begins with."""
+
+    def __init__(
+        self, context: Context, records: Records, networks: Networks, images: Images, containers: Containers, pods: Pods
+    ) -> None:
+        self._context = context
+        self._records = records
+        self._networks = networks
+        self._images = images
+        self._containers = containers
+        self._pods = pods
+        self._execs = Execs(context, containers)
+        self._stats = Stats(context)
+
+    # the runtime
+
+    @quick
+    def Version(self, request: cri.VersionRequest, call: Call) -> cri.VersionResponse:
+        """Who we are: the name is the scheme of containers' ids in Kubernetes."""
+        return cri.VersionResponse(
+            version=VERSION,
+            runtime_name=self._context.config["cri"]["name"],
+            runtime_version=advertised(),
+            runtime_api_version="v1",
+        )
+
+    def Status(self, request: cri.StatusRequest, call: Call) -> cri.StatusResponse:
+        """Whether pods can be run, and whether they get a network. Waits for nobody."""
+        answer = cri.StatusResponse()
+        answer.status.conditions.add(type="RuntimeReady", status=True)
+        obstacle = self._networks.obstacle()
+        network = answer.status.conditions.add(type="NetworkReady", status=not obstacle)
+        if obstacle:
+            network.reason = "NetworkPluginNotReady"
+            network.message = f"Network plugin returns error: {obstacle}"
+        answer.runtime_handlers.add(name="", features=cri.RuntimeHandlerFeatures(recursive_read_only_mounts=True))
+        answer.features.supplemental_groups_policy = True
+        if request.verbose:
+            answer.info["config"] = json.dumps(self._context.config["cri"])
+        return answer
+
+    @quick
+    def RuntimeConfig(self, request: cri.RuntimeConfigRequest, call: Call) -> cri.RuntimeConfigResponse:
+        """By whom cgroups are made."""
+        driver = cri.SYSTEMD if systemd_is_running() else cri.CGROUPFS
+        return cri.RuntimeConfigResponse(linux=cri.LinuxRuntimeConfiguration(cgroup_driver=driver))
+
+    @quick
+    def UpdateRuntimeConfig(
+        self, request: cri.UpdateRuntimeConfigRequest, call: Call
+    ) -> cri.UpdateRuntimeConfigResponse:
+        """The node's range of addresses: it is the network plugin's, which has it from Kubernetes itself. As containerd
+        without a template of a network."""
+        return cri.UpdateRuntimeConfigResponse()
+
+    # pods
+
+    async def RunPodSandbox(self, request: cri.RunPodSandboxRequest, call: Call) -> cri.RunPodSandboxResponse:
+        """Make a pod with its network; its id. A failure leaves nothing."""
+        return cri.RunPodSandboxResponse(pod_sandbox_id=await self._pods.run(request.config, request.runtime_handler))
+
+    async def StopPodSandbox(self, request: cri.StopPodSandboxRequest, call: Call) -> cri.StopPodSandboxResponse:
+        """End its containers, and give its network back. An unknown one has stopped."""
+        await self._pods.stop(request.pod_sandbox_id)
+        return cri.StopPodSandboxResponse()
+
+    async def RemovePodSandbox(self, request: cri.RemovePodSandboxRequest, call: Call) -> cri.RemovePodSandboxResponse:
+        """Stop it, and forget it with its containers. An unknown one is forgotten."""
+        await self._pods.remove(request.pod_sandbox_id)
+        return cri.RemovePodSandboxResponse()
+
+    @quick
+    def PodSandboxStatus(self, request: cri.PodSandboxStatusRequest, call: Call) -> cri.PodSandboxStatusResponse:
+        """How a pod is, and its addresses. NOT_FOUND."""
+        pod = self._records.pod(request.pod_sandbox_id)
+        ready = self._pods.ready(pod)
+        brief = _pod_message(pod, ready)
+        status = cri.PodSandboxStatus(
+            **{descriptor.name: value for descriptor, value in brief.ListFields()},
+            network=cri.PodSandboxNetworkStatus(),
+        )
+        status.linux.namespaces.options.CopyFrom(pod.namespaces)
+        if pod.addresses and not pod.stopped:
+            status.network.ip = pod.addresses[0]
+            for address in pod.addresses[1:]:
+                status.network.additional_ips.add(ip=address)
+        info = {}
+        if request.verbose:
+            told = {"sandboxID": pod.id, "netns": pod.network, "config": json_format.MessageToDict(pod.config)}
+            info["info"] = json.dumps(told)
+        return cri.PodSandboxStatusResponse(status=status, info=info)
+
+    @quick
+    def ListPodSandbox(self, request: cri.ListPodSandboxRequest, call: Call) -> cri.ListPodSandboxResponse:
+        """All pods that the filter lets through."""
+        wanted = request.filter
+        items = []
+        for pod in self._pods_of(wanted.id):
+            ready = self._pods.ready(pod)
+            if wanted.HasField("state") and ready != (wanted.state.state == cri.SANDBOX_READY):
+                continue
+            if _selected(pod.config.labels, wanted.label_selector):
+                items.append(_pod_message(pod, ready))
+        return cri.ListPodSandboxResponse(items=items)
+
+    def _pods_of(self, id: str) -> Iterable[Pod]:
+        if not id:
+            return self._records.pods.values()
+        try:
+            return [self._records.pod(id)]
+        except NotFound:
+            return []
+
+    # containers
+
+    async def CreateContainer(self, request: cri.CreateContainerRequest, call: Call) -> cri.CreateContainerResponse:
+        """Make a container in a ready pod, without starting it; its id."""
+        pod = self._records.pod(request.pod_sandbox_id)
+        if not self._pods.ready(pod):
+            raise FailedPrecondition(f'sandbox container "{pod.id}" is not running')
+        return cri.CreateContainerResponse(container_id=await self._containers.create(pod, request.config))
+
+    async def StartContainer(self, request: cri.StartContainerRequest, call: Call) -> cri.StartContainerResponse:
+        """Start a container that was made. Its log is there when this answers."""
+        await self._containers.start(request.container_id)
+        return cri.StartContainerResponse()
+
+    async def StopContainer(self, request: cri.StopContainerRequest, call: Call) -> cri.StopContainerResponse:
+        """Its stop signal, and SIGKILL after `timeout` seconds. An unknown one has stopped."""
+        await self._containers.stop(request.container_id, request.timeout)
+        return cri.StopContainerResponse()
+
+    async def RemoveContainer(self, request: cri.RemoveContainerRequest, call: Call) -> cri.RemoveContainerResponse:
+        """Kill it where it runs, and forget it. An unknown one is forgotten."""
+        await self._containers.remove(request.container_id)
+        return cri.RemoveContainerResponse()
+
+    @quick
+    def ListContainers(self, request: cri.ListContainersRequest, call: Call) -> cri.ListContainersResponse:
+        """All containers that the filter lets through."""
+        wanted = request.filter
+        found = []
+        for container in self._containers_of(wanted.id):
+            if wanted.HasField("state") and container.state != wanted.state.state:
+                continue
+            if not container.pod.id.startswith(wanted.pod_sandbox_id):
+                continue
+            if _selected(container.config.labels, wanted.label_selector):
+                found.append(_container_message(container))
+        return cri.ListContainersResponse(containers=found)
+
+    def _containers_of(self, id: str) -> Iterable[Container]:
+        if not id:
+            return self._records.containers.values()
+        try:
+            return [self._records.container(id)]
+        except NotFound:
+            return []
+
+    async def ContainerStatus(self, request: cri.ContainerStatusRequest, call: Call) -> cri.ContainerStatusResponse:
+        """How a container is, or how it ended. NOT_FOUND."""
+        container = self._records.container(request.container_id)
+        image = await asyncio.get_running_loop().run_in_executor(self._context.pool, self._images.find, container.image)
+        status = cri.ContainerStatus(
+            id=container.id,
+            metadata=container.config.metadata,
+            state=container.state,
+            created_at=container.created,
+            started_at=container.started,
+            finished_at=container.finished,
+            exit_code=container.exit_code,
+            image=container.config.image,
+            image_ref=container.image,
+            image_id=container.image,
+            reason=container.reason,
+            message=container.message,
+            labels=container.config.labels,
+            annotations=container.config.annotations,
+            mounts=container.config.mounts,
+            log_path=container.log_path,
+        )
+        if image is not None:
+            status.image_ref = next(iter(image.digests), image.id)
+            status.image.image = next(iter(image.tags), image.id)
+        status.resources.linux.CopyFrom(container.config.linux.resources)
+        uid, gid, *groups = container.user
+        status.user.linux.uid, status.user.linux.gid = uid, gid
+        status.user.linux.supplemental_groups.extend(groups)
+        status.stop_signal = _signal(container.stop_signal)
+        info = {}
+        if request.verbose:
+            info["info"] = json.dumps(await self._info(container))
+        return cri.ContainerStatusResponse(status=status, info=info)
+
+    async def _info(self, container: Container) -> dict[str, Any]:
+        told: dict[str, Any] = {
+            "sandboxID": container.pod.id,
+            "snapshotKey": container.id,
+            "snapshotter": container.snapshotter,
+            "config": json_format.MessageToDict(container.config),
+        }
+        try:
+            record = self._context.containers.get(NAMESPACE, container.id)
+            told["runtimeSpec"] = jsontext.loads(record.spec.value)
+            if container.state == RUNNING:
+                told["pid"] = (await self._context.tasks.get(NAMESPACE, container.id)).pid
+        except Error:
+            pass  # it is being removed
+        return told
+
+    async def ReopenContainerLog(
+        self, request: cri.ReopenContainerLogRequest, call: Call
+    ) -> cri.ReopenContainerLogResponse:
+        """The log has been renamed: the shim goes on in the file that has its name now. FAILED_PRECONDITION for a
+        container that does not run."""
+        container = self._records.container(request.container_id)
+        if container.state != RUNNING:
+            raise FailedPrecondition(f"container {container.id} is not running")
+        if container.log_path:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+            os.close(os.open(container.log_path, flags, 0o640))
+        return cri.ReopenContainerLogResponse()
+
+    async def ContainerStats(self, request: cri.ContainerStatsRequest, call: Call) -> cri.ContainerStatsResponse:
+        """What a container uses. NOT_FOUND."""
+        container = self._records.container(request.container_id)
+        [found] = await self._stats.of([container], set(self._records.containers))
+        return cri.ContainerStatsResponse(stats=found)
+
+    async def ListContainerStats(
+        self, request: cri.ListContainerStatsRequest, call: Call
+    ) -> cri.ListContainerStatsResponse:
+        """What the running containers use that the filter lets through; of their layers what was counted last."""
+        wanted = request.filter
+        chosen = [
+            one
+            for one in self._containers_of(wanted.id)
+            if one.state == RUNNING
+            and one.pod.id.startswith(wanted.pod_sandbox_id)
+            and _selected(one.config.labels, wanted.label_selector)
+        ]
+        return cri.ListContainerStatsResponse(stats=await self._stats.of(chosen, set(self._records.containers)))
+
+    async def ExecSync(self, request: cri.ExecSyncRequest, call: Call) -> cri.ExecSyncResponse:
+        """Run a command in a container to its end; what it wrote, and its exit code. DEADLINE_EXCEEDED when it takes
+        longer than `timeout` seconds: then it is killed."""
+        container = self._records.container(request.container_id)
+        out, err, code = await self._execs.run(container, list(request.cmd), request.timeout)
+        return cri.ExecSyncResponse(stdout=out, stderr=err, exit_code=code)
+
+
+def _signal(name: str) -> int:
+    """cri.Signal of a signal's name or number; the runtime's default for what has none there."""
+    number = signals.number(name)
+    for known, value in signals.NUMBERS.items():
+        if value == number and f"SIGNAL_SIG{known}" in _SIGNALS:
+            return int(cri.Signal.Value(f"SIGNAL_SIG{known}"))
+    words = name.removeprefix("SIG").replace("+", "PLUS").replace("-", "MINUS")
+    return int(cri.Signal.Value(f"SIGNAL_SIG{words}")) if f"SIGNAL_SIG{words}" in _SIGNALS else 0
+
+
+class Cri:
+    """All of it, for the daemon."""
+
+    def __init__(self, context: Context) -> None:
+        """Reads nothing yet."""
+        config = context.config["cri"]
+        parts = Parts(
+            content=context.content,
+            images=context.images,
+            leases=context.leases,
+            snapshots=context.snapshots,
+            layers=context.layers,
+            streams=context.streams,
+            snapshotter=context.config["snapshots"]["default"],
+        )
+        records = Records(context.sandboxes, context.containers)
+        networks = Networks(config["networks"], config["network-plugins"], config["network-timeout"])
+        images = Images(parts, context.collector, config["registries"], config["pinned-images"])
+        self._containers = Containers(context, records, images)
+        self._pods = Pods(context, records, networks, self._containers)
+        self._runtime = RuntimeService(context, records, networks, images, self._containers, self._pods)
+        self._images = ImageService(images, os.path.join(context.root, "snapshots"))
+
+    async def restore(self) -> None:
+        """Take over what an earlier daemon has left, before anybody asks."""
+        await self._pods.restore()
+
+    def register(self, server: Server) -> None:
+        """Serve both services."""
+        server.add(cri.DESCRIPTOR.services_by_name["RuntimeService"], self._runtime)
+        server.add(cri.DESCRIPTOR.services_by_name["ImageService"], self._images)
+
+    def close(self) -> None:
+        """The daemon ends; what it has started goes on."""
+        self._containers.close()
