@@ -48,6 +48,7 @@ TOOLS = """
 PEERS = """
     docker.io containerd runc crun podman buildah skopeo docker-registry criu uidmap python3-docker
     netavark aardvark-dns firewalld ufw rsyslog rsyslog-gnutls
+    netavark aardvark-dns firewalld ufw containernetworking-plugins catatonit
 """
 
 # Those that only one release has.

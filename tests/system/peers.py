@@ -126,8 +126,8 @@ def busybox_layer() -> bytes:
     return buffer.getvalue()
 
 
-def busybox_archive(path: Path, name: str = IMAGE) -> Path:
-    """A `docker save` archive (with an OCI layout beside it) of the busybox image."""
+def busybox_archive(path: Path, name: str = IMAGE, more: Mapping[str, Any] | None = None) -> Path:
+    """A `docker save` archive (with an OCI layout beside it) of the busybox image; `more` is for its `config`."""
     layer = busybox_layer()
     layer_id = hashlib.sha256(layer).hexdigest()
     config = json.dumps(
@@ -137,6 +137,7 @@ def busybox_archive(path: Path, name: str = IMAGE) -> Path:
             "config": {
                 "Env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"],
                 "Cmd": ["sh"],
+                **(more or {}),
             },
             "rootfs": {"type": "layers", "diff_ids": [f"sha256:{layer_id}"]},
             "history": [{"created_by": "tests/system/peers.py"}],
