@@ -6,6 +6,8 @@ from __future__ import annotations
 import base64
 import json
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -568,3 +570,14 @@ def test_volumes_begin_with_what_the_image_has(tmp_path: Path) -> None:
 def test_json_of_a_record_is_plain() -> None:
     packed = Pod("a", pod_config()).packed()
     assert json.loads(packed.value)["complete"] is False and packed.type_url == "io.teu.cri.pod"
+
+
+def test_a_daemon_without_it_loads_none_of_it() -> None:
+    script = (
+        "import importlib, sys; from teu.containerd import daemon; "
+        "[importlib.import_module(f'teu.containerd.services.{name}') for name in daemon.SERVICES]; "
+        "print([name for name in sys.modules if name.startswith(('teu.containerd.cri', 'teu.cni', 'teu.api.cri'))])"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, check=True)
+    assert done.stdout.strip() == "[]"
