@@ -47,8 +47,7 @@ TOOLS = """
 # The real programs of the swap table.
 PEERS = """
     docker.io containerd runc crun podman buildah skopeo docker-registry criu uidmap python3-docker
-    netavark aardvark-dns firewalld ufw rsyslog rsyslog-gnutls
-    netavark aardvark-dns firewalld ufw containernetworking-plugins catatonit
+    netavark aardvark-dns firewalld ufw rsyslog rsyslog-gnutls containernetworking-plugins catatonit
 """
 
 # Those that only one release has.
@@ -93,8 +92,7 @@ DISABLED = """
 """
 
 # Of one kind alone, so that the others need not be made anew.
-DISABLED_ONLY = {"lab": "firewalld.service ufw.service ssh.service ssh.socket"}
-DISABLED_ONLY = {"lab": "firewalld.service ufw.service rsyslog.service syslog.socket"}
+DISABLED_ONLY = {"lab": "firewalld.service ufw.service ssh.service ssh.socket rsyslog.service syslog.socket"}
 MASKED = """
     getty.target console-getty.service systemd-udevd.service systemd-udevd-control.socket
     systemd-udevd-kernel.socket systemd-udev-trigger.service systemd-udev-settle.service
