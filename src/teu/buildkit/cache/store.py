@@ -319,3 +319,7 @@ class Store:
                     "INSERT OR REPLACE INTO trees SELECT ?, ? WHERE EXISTS (SELECT 1 FROM records WHERE id = ?)",
                     (record, data, record),
                 )
+
+    def forget_tree(self, record: str) -> None:
+        with self._database.transaction(durable=False) as execute:
+            execute("DELETE FROM trees WHERE record = ?", (record,))

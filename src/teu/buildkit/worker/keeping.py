@@ -28,14 +28,25 @@ from teu.buildkit.worker.trees import Trees
 
 log = logging.getLogger("teu.buildkit")
 
+BOOT_ID = "/proc/sys/kernel/random/boot_id"
+
+
+def boot_id() -> str:
+    """Which boot of the host this is."""
+    with open(BOOT_ID, encoding="ascii") as file:
+        return file.read().strip()
+
 
 class Keeping:
-    def __init__(self, records: Records, trees: Trees, layers: Layers) -> None:
+    """`boot`: which boot of the host this is, by any name."""
+
+    def __init__(self, records: Records, trees: Trees, layers: Layers, boot: str) -> None:
         self.records = records
         self.trees = trees
         self.names = trees.names
         trees.dropped = self.drop
         self.layers = layers
+        self._boot = boot
         self._lock = threading.Lock()
         self._unfinished: set[str] = set()  # removals that containerd did not let be done
 
@@ -44,7 +55,7 @@ class Keeping:
     def synced(self, twin: Entry) -> Entry:
         """The retained tree as it is now, as a record that no longer changes. The caller holds both."""
         kind = Kind(twin.record.kind, twin.record.description)
-        entry = self.records.new(kind, twin.parents, details={"how": SYNCED, "twin": twin.id})
+        entry = self.records.new(kind, twin.parents, details={"how": SYNCED, "twin": twin.id, "boot": self._boot})
         with self.records.lock:
             entry.twin, twin.twin = twin, entry
         self.records.save(entry)
@@ -218,6 +229,11 @@ class Keeping:
             entry.leased = self.trees.leases.of(entry.id) in leases
             if not self._whole(entry, there):
                 self._give_up(entry)
+            elif entry.how == SYNCED and entry.details.get("boot") != self._boot:
+                # Nobody had the files of a retained tree written to the disk before what is known of them: after a
+                # power cut either may be the older one. They are hashed again, which is less than to make them sure
+                # in each build.
+                store.forget_tree(entry.id)
         known = {entry.id: entry for entry in self.records.all()}
         self._remove_orphans(
             {

@@ -23,7 +23,7 @@ from teu.buildkit.core.snapshots import Descriptor, Kind, Layer, Snapshot
 from teu.buildkit.worker.client import Client
 from teu.buildkit.worker.content import ContentStore
 from teu.buildkit.worker.images import ImageStore
-from teu.buildkit.worker.keeping import Keeping
+from teu.buildkit.worker.keeping import Keeping, boot_id
 from teu.buildkit.worker.layers import Layers
 from teu.buildkit.worker.leases import Leases
 from teu.buildkit.worker.mounting import Places
@@ -40,7 +40,7 @@ DOCUMENTS_MAX = 30  # that are kept for one record: indexes, manifests and confi
 
 class ContainerdWorker:
     """`root`: a folder of the builder's own, for mounts. `labels` are told to clients beside the worker's own;
-    `platforms`: the host's first, then those that it can emulate."""
+    `platforms`: the host's first, then those that it can emulate. `boot`: which boot of the host this is."""
 
     def __init__(
         self,
@@ -53,6 +53,7 @@ class ContainerdWorker:
         labels: Mapping[str, str] | None = None,
         platforms: Sequence[str] = (),
         clock: Callable[[], float] = time.time,
+        boot: str | None = None,
     ) -> None:
         self.client = client
         self.store = store
@@ -73,7 +74,7 @@ class ContainerdWorker:
         snapshots = Snapshots(client, snapshotter)
         self.trees = Trees(self.records, snapshots, self._content, self.leases, Places(root))
         self.layers = Layers(self.records, self.trees, self._content)
-        self.keeping = Keeping(self.records, self.trees, self.layers)
+        self.keeping = Keeping(self.records, self.trees, self.layers, boot_id() if boot is None else boot)
 
     def start(self) -> None:
         """Bring records and containerd together after whatever ended the last builder. Before anything else is
