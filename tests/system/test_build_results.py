@@ -492,6 +492,25 @@ def test_a_step_of_a_platform_that_nothing_here_can_run(clients: Clients) -> Non
     assert "linux/s390x" in said and "emulator" in said, said
 
 
+LIMITS = ("--memory=64m", "--memory-swap=64m", "--cpu-period=50000", "--cpu-quota=25000", "--cpu-shares=512")
+
+
+@pytest.mark.needs("memory", "cpu")
+@pytest.mark.parametrize("client", ["teu", "teu-remote", "teu-classic", "docker-classic"])
+def test_limits_of_steps(clients: Clients, client: str) -> None:
+    """What a step sees of its own cgroup, by BuildKit's protocol and by the classic request."""
+    clients.dockerfile(
+        f"FROM busybox\nRUN cd /sys/fs/cgroup; cat memory.max memory.swap.max cpu.max cpu.weight # {client} {{mark}}\n"
+    )
+    if client.endswith("classic"):
+        said = clients.run(client.partition("-")[0], "build", *LIMITS, ".", env={"DOCKER_BUILDKIT": "0"}).text
+    else:
+        said = clients.run(*way(client, *LIMITS, "-o", "type=cacheonly")).text
+    lines = [line.split(" ", 2)[-1] if line.startswith("#") else line for line in said.splitlines()]
+    at = lines.index(str(64 << 20))
+    assert lines[at + 1 : at + 3] == ["0", "25000 50000"] and 1 < int(lines[at + 3]) < 100, said
+
+
 # ---- POST /build ------------------------------------------------------------------------------------
 
 

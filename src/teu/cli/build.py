@@ -93,11 +93,11 @@ COMMANDS = {
    --cgroup-parent  string   The slice (or cgroup path) of the build
    --check          bool     Only check the Dockerfile (--call=check)
 !  --compress       bool     Compress the context (classic builder)
-   --cpu-period     int      Length of the CFS period in microseconds (classic builder)
-   --cpu-quota      int      CPU time per period in microseconds (classic builder)
--c --cpu-shares     int      Relative weight of CPU time (classic builder)
-   --cpuset-cpus    string   CPUs to run on, as 0-3,5 (classic builder)
-   --cpuset-mems    string   Memory nodes to use, as 0-1 (classic builder)
+   --cpu-period     int      Length of the CFS period of a step in microseconds
+   --cpu-quota      int      CPU time of a step per period in microseconds
+-c --cpu-shares     int      Relative weight of a step's CPU time
+   --cpuset-cpus    string   CPUs that steps may run on, as 0-3,5
+   --cpuset-mems    string   Memory nodes that steps may use, as 0-1
 -f --file           string   The Dockerfile (PATH/Dockerfile), - for the standard input
 !  --disable-content-trust  bool=true  Must stay true: signatures are not checked
    --force-rm       bool     Remove intermediate containers of a failed build too (classic builder)
@@ -105,8 +105,8 @@ COMMANDS = {
 !  --isolation      string   Accepted for docker's sake
    --label          list     Attach a label to the image, KEY=VALUE
    --load           bool     Put the image into the engine (-o type=docker)
--m --memory         bytes    Most memory the build may use (classic builder)
-   --memory-swap    swap     Most memory and swap together, -1 for no limit on swap (classic builder)
+-m --memory         bytes    Most memory that a step may use
+   --memory-swap    swap     Most memory and swap of a step together, -1 for no limit on swap
    --metadata-file  string   Write what the build came to, as JSON, to this file
    --network        string=default  Network of the build: default, host or none
    --no-cache       bool     Do not use the cache

@@ -101,6 +101,17 @@ def test_options_of_the_frontend(folder: Path, monkeypatch: pytest.MonkeyPatch) 
     assert asked("--no-cache-filter", "a,b", "--no-cache-filter", "c")[0]["FrontendAttrs"]["no-cache"] == "a,b,c"
 
 
+def test_limits_of_steps(folder: Path) -> None:
+    words = ("-m", "64m", "--memory-swap", "-1", "-c", "512", "--cpu-period", "100000", "--cpu-quota", "50000")
+    words += ("--cpuset-cpus", "0-1", "--cpuset-mems", "0")
+    wanted = {"memory": "67108864", "memswap": "-1", "cpushares": "512", "cpuperiod": "100000", "cpuquota": "50000"}
+    wanted |= {"cpusetcpus": "0-1", "cpusetmems": "0"}
+    for version, limited in (("v0.26.0+teu.0.2.0", True), ("v0.31.0", True), ("v1.0.0", True), ("v0.30.1", False)):
+        attributes = asked(*words, engine=Engine({}, True, version))[0]["FrontendAttrs"]
+        assert {name: attributes.get(name) for name in wanted} == (wanted if limited else dict.fromkeys(wanted))
+    assert not Engine({}, True).limits and not Engine({}, True, "v0").limits
+
+
 def test_proxies_of_the_users_file(folder: Path) -> None:
     (folder.parent / "config").mkdir()
     (folder.parent / "config/config.json").write_text('{"proxies": {"default": {"httpProxy": "http://p"}}}')

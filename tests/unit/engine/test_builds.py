@@ -13,11 +13,13 @@ from collections.abc import Callable, Iterator
 from concurrent import futures
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import grpc
 import pytest
 
 from teu.api.buildkit import control_pb2, control_pb2_grpc
+from teu.buildkit.frontends.dockerfile.client import parse_options
 from teu.buildkit.session import auth, handover, upload
 from teu.buildkit.session.manager import Manager
 from teu.engine.api import router
@@ -452,6 +454,18 @@ def test_a_classic_build(served: tuple[Path, Path, Events], solver: Solver, way_
     solver.solved.clear()
     assert post(served[0], "/build?q=1", b"")[1] == [{"stream": f"sha256:{'12' * 32}\n"}]
     assert solver.seen["solve"].Exporters[0].Attrs["dangling-name-prefix"] == "dangling@"
+
+
+def test_limits_have_the_names_that_the_frontend_knows(served: tuple[Path, Path, Events], solver: Solver) -> None:
+    asked = {"memory": "64000000", "memswap": "-1", "cpushares": "512", "cpuperiod": "100000", "cpuquota": "50000"}
+    asked |= {"cpusetcpus": "0-1", "cpusetmems": "0", "shmsize": "1000"}
+    post(served[0], f"/build?{urlencode(asked)}", b"")
+    given = dict(solver.seen["solve"].FrontendAttrs)
+    assert given.pop("shm-size") == asked.pop("shmsize")
+    assert {name: given[name] for name in asked} == asked
+    limits = parse_options(given).resources
+    assert (limits.memory, limits.memorySwap, limits.cpuShares) == (64_000_000, -1, 512)
+    assert (limits.cpuPeriod, limits.cpuQuota, limits.cpusetCpus, limits.cpusetMems) == (100_000, 50_000, "0-1", "0")
 
 
 def test_a_build_of_version_2(served: tuple[Path, Path, Events], solver: Solver) -> None:

@@ -10,7 +10,7 @@ from teu.cli.builds import failure, result
 from teu.cli.builds.messages import CONTROL, decode
 from teu.cli.builds.progress import as_json
 from teu.cli.builds.receiving import replace
-from teu.cli.builds.request import Engine, Request
+from teu.cli.builds.request import LIMITS, Engine, Request
 from teu.cli.builds.solve import MODES, Build, Failed
 from teu.cli.builds.wire import Builder, BuildError, described
 from teu.cli.command import Cli
@@ -34,21 +34,8 @@ CALLS = {
     "outline": "frontend.outline",
     "targets": "frontend.targets",
 }
-# Options of the classic builder alone: BuildKit's steps have no limits of their own.
-CLASSIC = (
-    "compress",
-    "cpu-period",
-    "cpu-quota",
-    "cpu-shares",
-    "cpuset-cpus",
-    "cpuset-mems",
-    "force-rm",
-    "isolation",
-    "memory",
-    "memory-swap",
-    "rm",
-    "security-opt",
-)
+# Options of the classic builder alone.
+CLASSIC = ("compress", "force-rm", "isolation", "rm", "security-opt")
 
 
 def build(cli: Cli, options: Options, where: str, builder: Builder, asked: calls.Call) -> int:
@@ -71,8 +58,12 @@ def build(cli: Cli, options: Options, where: str, builder: Builder, asked: calls
         raise CommandError(f"ERROR: {described(error)}") from None
     if options["iidfile"] and os.path.isfile(options["iidfile"]):
         os.unlink(options["iidfile"])  # it would tell of another build where this one fails
-    labels = workers[0]["Labels"] if workers else {}
-    request = Request(cli, options, Engine(labels, not builder.address))
+    worker = workers[0] if workers else {"Labels": {}, "BuildkitVersion": None}
+    engine = Engine(worker["Labels"], not builder.address, (worker["BuildkitVersion"] or {}).get("version", ""))
+    for name in LIMITS:
+        if name in options.changed and not engine.limits:
+            cli.warn(f"WARNING: --{name} has no meaning for this BuildKit, and is ignored")
+    request = Request(cli, options, engine)
     try:
         fields = request.make(where)
         work = Build(builder, request.offer, fields, mode)

@@ -32,6 +32,18 @@ FRONTEND = "dockerfile.v0"
 SNAPSHOTTER = "org.mobyproject.buildkit.worker.snapshotter"
 GATEWAY_IP = "org.mobyproject.buildkit.worker.moby.host-gateway-ip"
 DEFAULT_PROVENANCE = "mode=min,inline-only=true"
+# Limits of steps: the options, and what the frontend calls them; of which version of BuildKit on.
+LIMITS = {
+    "memory": "memory",
+    "memory-swap": "memswap",
+    "cpu-shares": "cpushares",
+    "cpu-period": "cpuperiod",
+    "cpu-quota": "cpuquota",
+    "cpuset-cpus": "cpusetcpus",
+    "cpuset-mems": "cpusetmems",
+}
+LIMITED = (0, 31)
+OWN_MARK = "+teu."  # in the version of teu-buildkitd, which has had them from the begin
 DOCUMENTS = {
     "Multi-platform build": "https://docs.docker.com/go/build-multi-platform/",
     "OCI exporter": "https://docs.docker.com/go/build-exporters/",
@@ -44,9 +56,11 @@ DOCUMENTS = {
 class Engine:
     """What the builder says of itself that decides about requests."""
 
-    def __init__(self, labels: dict[str, str], own: bool) -> None:
+    def __init__(self, labels: dict[str, str], own: bool, version: str = "") -> None:
         """labels: of its worker. own: it is the engine's builder, which puts images into the engine's store."""
         self.own = own
+        numbers = tuple(int(part) for part in version.removeprefix("v").split(".")[:2] if part.isdecimal())
+        self.limits = OWN_MARK in version or numbers >= LIMITED
         self.whole = not own or SNAPSHOTTER in labels  # it keeps indexes, and may export anything
         self.gateway = labels.get(GATEWAY_IP, "")
 
@@ -203,6 +217,8 @@ class Request:
             attributes["ulimit"] = ",".join(_ulimit(text) for text in options["ulimit"])
         if options["cgroup-parent"]:
             attributes["cgroup-parent"] = options["cgroup-parent"]
+        if self._engine.limits:
+            attributes.update({name: str(options[one]) for one, name in LIMITS.items() if options[one]})
 
     def _proxies(self) -> dict[str, str]:
         return key_values(proxies(self._cli, []))

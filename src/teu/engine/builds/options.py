@@ -138,12 +138,9 @@ def _host(text: str) -> str:
     return f"{name}={address}"
 
 
+# Parameters, and what the frontend calls them.
 _NUMBERS = {
-    "memory": "memory",
-    "memswap": "memory-swap",
-    "cpushares": "cpu-shares",
-    "cpuperiod": "cpu-period",
-    "cpuquota": "cpu-quota",
+    **{name: name for name in ("memory", "memswap", "cpushares", "cpuperiod", "cpuquota")},
     "shmsize": "shm-size",
 }
 
@@ -158,9 +155,9 @@ def _resources(get: Get) -> dict[str, str]:
         if not unlimited and natural(text, 19) is None:
             raise BadRequest(f"{name} expects a number, got {text}")
         found[attribute] = text
-    for name, attribute in (("cpusetcpus", "cpuset-cpus"), ("cpusetmems", "cpuset-mems")):
+    for name in ("cpusetcpus", "cpusetmems"):
         if get(name):
-            found[attribute] = get(name)
+            found[name] = get(name)
     limits = []
     for limit in _json(get("ulimits"), "ulimits", list):
         if not isinstance(limit, Mapping) or not isinstance(limit.get("Name"), str):
