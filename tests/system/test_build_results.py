@@ -12,6 +12,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -490,6 +491,58 @@ def test_a_step_of_a_platform_that_nothing_here_can_run(clients: Clients) -> Non
     clients.dockerfile('FROM scratch\nCOPY file /file\nRUN ["/file"]\n')
     said = clients.run(*way("teu", "--platform", "linux/s390x"), code=1).text
     assert "linux/s390x" in said and "emulator" in said, said
+
+
+BINFMT = Path("/proc/sys/fs/binfmt_misc")
+# The head of a program for LoongArch, which nobody has here: little-endian ELF of 64 bits, machine 258.
+FOREIGN = b"\x7fELF\2\1\1" + bytes(9) + b"\2\0\2\1" + bytes(44)
+
+
+@pytest.fixture
+def emulator() -> Iterator[Path]:
+    """The kernel runs programs of LoongArch by busybox: each is the applet of its name. The entry of binfmt_misc."""
+    mounted = (BINFMT / "register").exists()
+    if not mounted:
+        subprocess.run(["mount", "-t", "binfmt_misc", "binfmt_misc", BINFMT], check=True)
+    entry = BINFMT / "teu-test-loong64"
+    magic = "".join(f"\\x{byte:02x}" for byte in FOREIGN[:20])
+    (BINFMT / "register").write_text(f":{entry.name}:M::{magic}::{shutil.which('busybox')}:F")
+    yield entry
+    if entry.exists():
+        entry.write_text("-1")
+    if not mounted:
+        subprocess.run(["umount", BINFMT], check=True)
+
+
+@pytest.mark.parametrize("client", ["docker", "teu", "remote"])
+def test_steps_of_a_platform_that_an_emulator_runs(both: Clients, emulator: Path, client: str) -> None:
+    """Beside those of the host, in one build. An emulator that comes or goes is known without a restart."""
+    own = both.context / "bin-amd64"
+    foreign = both.context / "bin-loong64"
+    for folder, program in ((own, Path(shutil.which("busybox") or "").read_bytes()), (foreign, FOREIGN)):
+        folder.mkdir()
+        for name in ("sh", "uname"):
+            (folder / name).write_bytes(program)
+            (folder / name).chmod(0o755)
+    both.dockerfile(
+        "FROM scratch\nARG TARGETARCH\nCOPY bin-$TARGETARCH /bin/\n"
+        f"RUN echo $TARGETARCH {{mark}} {client} >/made; uname -s >>/made\n"
+    )
+    out, archive = both.top / "out", both.top / "two.tar"
+    platforms = ("--platform", "linux/amd64,linux/loong64")
+    both.run(*way(client, *platforms, "-o", str(out)))
+    for architecture in ("amd64", "loong64"):
+        text = (out / f"linux_{architecture}/made").read_text()
+        assert text == f"{architecture} {both.mark} {client}\nLinux\n"
+    both.run(*way(client, *platforms, "-o", f"type=oci,dest={archive}"))
+    layout = Layout(archive)
+    configs = [layout.json(layout.json(one)["config"]) for one in layout.manifests()[0]]
+    assert [config["architecture"] for config in configs] == ["amd64", "loong64"]
+    assert "linux/loong64" in both.teu("builder", "inspect")
+    emulator.write_text("-1")
+    assert "linux/loong64" not in both.teu("builder", "inspect")
+    said = both.run(*way(client, "--no-cache", *platforms, "-o", str(out)), code=1).text
+    assert "emulator" in said and "linux/loong64" in said, said
 
 
 LIMITS = ("--memory=64m", "--memory-swap=64m", "--cpu-period=50000", "--cpu-quota=25000", "--cpu-shares=512")

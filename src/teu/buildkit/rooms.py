@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -60,23 +59,25 @@ SOLVER_SECONDS = 5.0  # for operations to end when the builder stops
 BINFMT = "/proc/sys/fs/binfmt_misc"
 MODES = {"bridge": executor.SANDBOX, "host": executor.HOST, "none": executor.NONE}
 
-# What an emulator's name in binfmt_misc says that it runs.
+# What programs an emulator is registered for: the class, the byte order and the machine in the head of their ELF files
+# (e_ident, e_machine), and the platforms they are of.
 EMULATED = {
-    "aarch64": ("linux/arm64",),
-    "arm": ("linux/arm/v7", "linux/arm/v6"),
-    "i386": ("linux/386",),
-    "x86_64": ("linux/amd64",),
-    "riscv64": ("linux/riscv64",),
-    "ppc64le": ("linux/ppc64le",),
-    "s390x": ("linux/s390x",),
-    "mips64el": ("linux/mips64le",),
-    "mips64": ("linux/mips64",),
-    "loongarch64": ("linux/loong64",),
+    (2, "little", 183): ("linux/arm64",),
+    (1, "little", 40): ("linux/arm/v7", "linux/arm/v6"),
+    (1, "little", 3): ("linux/386",),
+    (2, "little", 62): ("linux/amd64",),
+    (2, "little", 243): ("linux/riscv64",),
+    (2, "little", 21): ("linux/ppc64le",),
+    (2, "big", 22): ("linux/s390x",),
+    (2, "little", 8): ("linux/mips64le",),
+    (2, "big", 8): ("linux/mips64",),
+    (2, "little", 258): ("linux/loong64",),
 }
+ORDERS = {1: "little", 2: "big"}
 
 
 def host_platforms(folder: str = BINFMT) -> list[str]:
-    """The host's platform, and those that an emulator is registered for."""
+    """The host's platform, and those that an emulator is registered for now."""
     host = platforms.host()
     found = [str(host)]
     if host.architecture == "amd64":
@@ -86,15 +87,30 @@ def host_platforms(folder: str = BINFMT) -> list[str]:
     except OSError:
         return found
     for name in names:
-        match = re.fullmatch(r"(?:qemu-)?([a-z0-9_]+)", name)
-        for one in EMULATED.get(match[1], ()) if match else ():
-            try:
-                enabled = Path(folder, name).read_text("utf-8", "replace").startswith("enabled")
-            except OSError:
-                enabled = False
-            if enabled and one not in found:
-                found.append(one)
+        if name not in ("register", "status"):
+            found += [one for one in emulated(os.path.join(folder, name)) if one not in found]
     return found
+
+
+def emulated(path: str) -> tuple[str, ...]:
+    """The platforms that an entry of binfmt_misc emulates; none where it is switched off, is for something else, or
+    where the kernel would look for the emulator in the root of the step (without the flag F)."""
+    try:
+        lines = Path(path).read_text("ascii", "replace").splitlines()
+    except OSError:
+        return ()
+    fields = dict(line.rstrip().rpartition(" ")[::2] for line in lines)
+    try:
+        head = bytes.fromhex(fields.get("magic", ""))
+    except ValueError:
+        return ()
+    if lines[:1] != ["enabled"] or "F" not in fields.get("flags:", "") or not head.startswith(b"\x7fELF"):
+        return ()
+    order = ORDERS.get(head[5] if len(head) > 19 else 0)
+    if order is None or fields.get("offset", "0") != "0":
+        return ()
+    machine = head[18] | head[19] << 8 if order == "little" else head[18] << 8 | head[19]
+    return EMULATED.get((head[4], order, machine), ())
 
 
 class Work:
@@ -112,7 +128,7 @@ class Work:
             settings["root"],
             snapshotter=wanted["snapshotter"],
             labels={**labels, **wanted["labels"]},
-            platforms=wanted["platforms"] or host_platforms(),
+            platforms=(lambda: wanted["platforms"]) if wanted["platforms"] else host_platforms,
         )
         self.keeper = WorkerKeeper(self.worker, settings["root"])
         self.executor = executor.Executor(self.client, self.worker.id, _steps(settings))

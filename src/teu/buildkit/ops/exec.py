@@ -212,8 +212,8 @@ class ExecOp:
         if not any(_runs(wanted, other) for other in known):
             raise errors.Error(
                 f"no support for running processes with {wanted} platform, supported: "
-                f"{', '.join(str(other) for other in known)}; other architectures need an emulator (binfmt_misc,"
-                " qemu-user-static)"
+                f"{', '.join(str(other) for other in known)}; other architectures need an emulator (binfmt_misc, with"
+                " the flag F: qemu-user-static)"
             )
 
 

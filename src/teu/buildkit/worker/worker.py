@@ -40,7 +40,8 @@ DOCUMENTS_MAX = 30  # that are kept for one record: indexes, manifests and confi
 
 class ContainerdWorker:
     """`root`: a folder of the builder's own, for mounts. `labels` are told to clients beside the worker's own;
-    `platforms`: the host's first, then those that it can emulate. `boot`: which boot of the host this is."""
+    `platforms`: the host's first, then those that it can emulate; asked for each time, as emulators come and go.
+    `boot`: which boot of the host this is."""
 
     def __init__(
         self,
@@ -51,7 +52,7 @@ class ContainerdWorker:
         id: str = "",
         snapshotter: str = "overlayfs",
         labels: Mapping[str, str] | None = None,
-        platforms: Sequence[str] = (),
+        platforms: Callable[[], Sequence[str]] = tuple,
         clock: Callable[[], float] = time.time,
         boot: str | None = None,
     ) -> None:
@@ -66,7 +67,7 @@ class ContainerdWorker:
             LABEL + "containerd.namespace": client.namespace,
             **(labels or {}),
         }
-        self._platforms = tuple(platforms)
+        self._platforms = platforms
         self.leases = Leases(client, snapshotter, Names(store.path))
         self._content = ContentStore(client, self.leases)
         self._images = ImageStore(client)
@@ -100,7 +101,7 @@ class ContainerdWorker:
 
     @property
     def platforms(self) -> Sequence[str]:
-        return self._platforms
+        return self._platforms()
 
     @property
     def content(self) -> ContentStore:
