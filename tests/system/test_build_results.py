@@ -406,6 +406,26 @@ def test_provenance(both: Clients, client: str) -> None:
 
 
 @pytest.mark.parametrize("client", ["docker", "teu", "remote"])
+def test_attestations_as_artifacts(both: Clients, registry: peers.Registry, client: str) -> None:
+    """oci-artifact=true: they go to a registry and come from there, and the engine has the image beside them."""
+    both.dockerfile("FROM busybox\nCOPY file /file\n")
+    name = f"{registry.address}/artifacts:{client}"
+    output = f"type=image,name={name},push=true,oci-artifact=true"
+    both.run(*way(client, "--provenance=mode=min", "-o", output))
+    document = json.loads(both.run("skopeo", "inspect", "--raw", "--tls-verify=false", f"docker://{name}").out)
+    image, attested = document["manifests"]
+    raw = both.run("skopeo", "inspect", "--raw", "--tls-verify=false", f"docker://{name}@{attested['digest']}").out
+    manifest = json.loads(raw)
+    assert manifest["artifactType"] == "application/vnd.docker.attestation.manifest.v1+json"
+    assert manifest["subject"]["digest"] == image["digest"] and manifest["config"]["size"] == 2
+    for _ in range(2):
+        assert both.teu("run", "--rm", "--network=none", name, "cat", "/file") == "content\n"
+        both.teu("rmi", name)
+        both.teu("pull", "-q", name)
+    both.teu("rmi", name)
+
+
+@pytest.mark.parametrize("client", ["docker", "teu", "remote"])
 def test_what_a_scanner_finds(both: Clients, client: str) -> None:
     """An image of which nobody knows more than that it follows BuildKit's protocol of SBOM generators."""
     both.dockerfile(SCANNER, "Scanner")

@@ -16,7 +16,7 @@ from unit.buildkit.tunnel import client
 from teu.api.buildkit import control_pb2, errdefs_pb2, gateway_pb2, ops_pb2, policy_pb2, policysession_pb2
 from teu.api.rpc import status_pb2
 from teu.api.services.content.v1 import content_pb2
-from teu.buildkit.control import builds
+from teu.buildkit.control import builds, requests
 from teu.buildkit.core import errors
 from teu.buildkit.frontends.bridge import Result
 from teu.buildkit.llb import build
@@ -115,6 +115,11 @@ def test_a_failed_step_says_which_and_where(rig: Rig) -> None:
             {"Ref": "a", "Frontend": "dockerfile.v0", "Entitlements": ["security.insecure"]},
             "not allowed by build daemon",
         ),
+        ({"Ref": "a", "Frontend": "dockerfile.v0", "ProxyNetwork": True}, "no recording proxy"),
+        (
+            {"Ref": "a", "Frontend": "dockerfile.v0", "CompatibilityVersion": 20},
+            "unsupported compatibility-version 20 (supported: [30])",
+        ),
         (
             {
                 "Ref": "a",
@@ -130,6 +135,18 @@ def test_a_failed_step_says_which_and_where(rig: Rig) -> None:
 def test_what_cannot_be_built_is_refused(rig: Rig, fields: dict[str, Any], text: str) -> None:
     assert text in failed(lambda: rig.control.Solve(control_pb2.SolveRequest(**fields), timeout=60)).message
     assert rig.solver.idle and not rig.builds.count
+
+
+def test_results_as_a_version_of_buildkit_makes_them() -> None:
+    exporters = [control_pb2.Exporter(Type=kind) for kind in ("image", "local")]
+    exporters.append(control_pb2.Exporter(Type="docker", Attrs={"oci-mediatypes": "false"}))
+    asked = requests.solve(control_pb2.SolveRequest(Ref="a", CompatibilityVersion=30, Exporters=exporters))
+    assert [dict(given) for _, given in asked.exporters] == [
+        {"oci-mediatypes": "true", "oci-artifact": "true"},
+        {},
+        {"oci-mediatypes": "false", "oci-artifact": "false"},
+    ]
+    assert not requests.solve(control_pb2.SolveRequest(Ref="a", Exporters=exporters[:1])).exporters[0][1]
 
 
 def test_host_network_needs_the_client_s_consent(rig: Rig) -> None:

@@ -267,6 +267,25 @@ def test_an_image_of_two_platforms_with_provenance(worker: Worker) -> None:
     assert "secret" not in json.dumps(statement)
 
 
+def test_attestations_as_artifacts(worker: Worker) -> None:
+    """OCI image specification 1.1, "Guidelines for Artifact Usage": an empty configuration, and whom it is of."""
+    exporter = ImageExporter.make(worker, None, {"name": "app", "oci-artifact": "true"})  # type: ignore[arg-type]
+    exporter.export(Task(), two_platforms(worker), build(attest__provenance="mode=min"))
+    index = stored(worker, worker.images.targets["docker.io/library/app:latest"]["digest"])
+    manifest = stored(worker, index["manifests"][2]["digest"])
+    assert manifest["artifactType"] == "application/vnd.docker.attestation.manifest.v1+json"
+    assert manifest["config"] == {
+        "mediaType": "application/vnd.oci.empty.v1+json",
+        "digest": "sha256:44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a",
+        "size": 2,
+        "data": "e30=",
+    }
+    first = index["manifests"][0]
+    assert manifest["subject"] == {name: first[name] for name in ("mediaType", "digest", "size")}
+    assert stored(worker, manifest["layers"][0]["digest"])["predicateType"].startswith("https://slsa.dev/provenance")
+    assert stored(worker, manifest["config"]["digest"]) == {}
+
+
 def test_an_archive_of_one_platform_is_no_index_for_what_is_for_images_alone(worker: Worker) -> None:
     """buildx asks for provenance by default, and docker load takes an archive of one image."""
     asked = build(attest__provenance="mode=min,inline-only=true")
@@ -310,6 +329,9 @@ def test_two_builds_of_one_result_have_one_digest(tmp_path: Path) -> None:
         ("image", {"annotation-index[linux/amd64].a": "x"}, "index annotations cannot be platform specific"),
         ("image", {"source-date-epoch": "soon"}, "invalid SOURCE_DATE_EPOCH: soon"),
         ("image", {"unpack": "true", "store": "false"}, "store=false"),
+        ("oci", {"oci-artifact": "true", "oci-mediatypes": "false"}, '"oci-artifact=true" conflicts with'),
+        ("image", {"compression": "zstd", "oci-mediatypes": "false"}, '"compression=zstd" conflicts with'),
+        ("image", {"prefer-nondist-layers": "true"}, "prefer-nondist-layers=true"),
         ("docker", {"tar": "false"}, "tar=false is for type=oci"),
         ("local", {"attestation-prefix": "../x"}, "invalid attestation-prefix"),
         ("local", {"mode": "all"}, "invalid local exporter mode"),

@@ -15,6 +15,7 @@ from teu.buildkit.llb.load import NETWORK_HOST, SECURITY_INSECURE
 
 REF = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 EXPORTERS_MAX = 100
+COMPATIBLE = 30  # the compatibility-version of BuildKit 0.31
 CACHES_MAX = 100
 ENTITLEMENTS = (NETWORK_HOST, SECURITY_INSECURE)
 _EPOCH = "source-date-epoch"
@@ -69,6 +70,10 @@ def solve(request: Any) -> Solve:
         exporters.append((request.ExporterDeprecated, dict(request.ExporterAttrsDeprecated)))
     if len(exporters) > EXPORTERS_MAX:
         raise errors.InvalidArgument(f"more than {EXPORTERS_MAX} exporters")
+    if request.ProxyNetwork:
+        raise errors.Unimplemented("this builder has no recording proxy for the network of steps")
+    if request.CompatibilityVersion:
+        _compatible(request.CompatibilityVersion, exporters)
     attributes = dict(request.FrontendAttrs)
     epoch = attributes.get("build-arg:SOURCE_DATE_EPOCH")
     if epoch:
@@ -91,6 +96,16 @@ def solve(request: Any) -> Solve:
         request.Internal,
         request.EnableSessionExporter,
     )
+
+
+def _compatible(version: int, exporters: list[tuple[str, dict[str, str]]]) -> None:
+    """Have results as a version of BuildKit makes them where the client says nothing else."""
+    if version != COMPATIBLE:
+        raise errors.InvalidArgument(f"unsupported compatibility-version {version} (supported: [{COMPATIBLE}])")
+    for kind, given in exporters:
+        if kind in ("image", "moby", "oci", "docker"):
+            given.setdefault("oci-mediatypes", "true")
+            given.setdefault("oci-artifact", given["oci-mediatypes"])
 
 
 def _caches(given: Any) -> tuple[list[CacheImport], list[CacheImport]]:

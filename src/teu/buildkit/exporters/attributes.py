@@ -26,7 +26,7 @@ _LEVELS = {"gzip": (0, 9), "zstd": (0, 22)}
 EPOCH_MAX = 1 << 40  # seconds; a file system has no later one
 
 # What is said of the builder's own, or of how a client shows it: other exporters' words are no mistake.
-KNOWN_ELSEWHERE = ("prefer-nondist-layers", "oci-artifact", "buildinfo", "buildinfo-attrs")
+KNOWN_ELSEWHERE = ("buildinfo", "buildinfo-attrs")
 
 
 def boolean(attributes: Mapping[str, str], name: str, default: bool = False) -> bool:
@@ -142,19 +142,28 @@ class ImageOptions:
     compression: Compression = field(default_factory=Compression)
     annotations: tuple[Annotation, ...] = ()
     rewrite_timestamp: bool = False
+    artifacts: bool = False  # attestations are OCI artifacts (image specification 1.1), not images
     inline_attestations: bool = True
     unknown: tuple[str, ...] = ()
 
 
 _OF_IMAGES = (
     *("name", "oci-mediatypes", "compression", "compression-level", "force-compression"),
-    *("rewrite-timestamp", "attestation-inline", "source-date-epoch"),
+    *("rewrite-timestamp", "attestation-inline", "source-date-epoch", "oci-artifact", "prefer-nondist-layers"),
 )
 
 
 def image_options(attributes: Mapping[str, str], oci: bool, more: Sequence[str]) -> ImageOptions:
     """`oci`: the kind of media types where nothing is said; `more`: names that the exporter itself knows."""
-    oci = boolean(attributes, "oci-mediatypes", oci)
+    asked = maybe(attributes, "oci-mediatypes")
+    oci = oci if asked is None else asked
+    artifacts = boolean(attributes, "oci-artifact")
+    packed = compression(attributes, oci)
+    for needs, option in ((artifacts, "oci-artifact=true"), (packed.kind == "zstd", "compression=zstd")):
+        if needs and asked is False:
+            raise errors.InvalidArgument(f'exporter option "{option}" conflicts with "oci-mediatypes=false"')
+    if boolean(attributes, "prefer-nondist-layers"):
+        raise errors.InvalidArgument("prefer-nondist-layers=true: this builder makes every layer one to distribute")
     known = {*_OF_IMAGES, *more, *KNOWN_ELSEWHERE}
     unknown = [
         name for name in attributes if name not in known and not name.startswith(("annotation", "containerimage"))
@@ -162,9 +171,10 @@ def image_options(attributes: Mapping[str, str], oci: bool, more: Sequence[str])
     return ImageOptions(
         names=Names.parse(attributes.get("name", "")).given,
         oci=oci,
-        compression=compression(attributes, oci),
+        compression=packed,
         annotations=all_annotations(attributes),
         rewrite_timestamp=boolean(attributes, "rewrite-timestamp"),
+        artifacts=artifacts,
         inline_attestations=boolean(attributes, "attestation-inline", True),
         unknown=tuple(unknown),
     )

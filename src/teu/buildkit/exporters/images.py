@@ -30,6 +30,7 @@ REFERENCE_TYPE, REFERENCE_DIGEST = "vnd.docker.reference.type", "vnd.docker.refe
 ATTESTATION = "attestation-manifest"
 PREDICATE_TYPE = "in-toto.io/predicate-type"
 STATEMENT = "application/vnd.in-toto+json"
+ARTIFACT = "application/vnd.docker.attestation.manifest.v1+json"
 UNKNOWN: PlatformMembers = {"architecture": "unknown", "os": "unknown"}
 
 if TYPE_CHECKING:
@@ -242,22 +243,32 @@ class Assembly:
             data = one.statement()
             layer = self._blob("attestation", STATEMENT, data, {})
             layers.append({**layer, "annotations": {PREDICATE_TYPE: one.predicate_type}})
+        content: Json = {"schemaVersion": 2, "mediaType": image_spec.OCI_MANIFEST}
+        if self.options.artifacts:
+            config = self._blob("config", image_spec.OCI_EMPTY, b"{}", {})
+            subject = {key: manifest.descriptor[key] for key in ("mediaType", "digest", "size")}
+            content |= {
+                "artifactType": ARTIFACT,
+                "config": {**config, "data": "e30="},
+                "layers": layers,
+                "subject": subject,
+            }
+        else:
+            config = self._statement_config(layers)
+            content |= {"config": config, "layers": layers}
+        keeps = labels.keeping(config=config, layers=layers)
+        descriptor = self._blob("attestation manifest", image_spec.OCI_MANIFEST, image_spec.encode(content), keeps)
+        told = {REFERENCE_TYPE: ATTESTATION, REFERENCE_DIGEST: manifest.descriptor["digest"]}
+        return {**descriptor, "annotations": told, "platform": UNKNOWN}, layers
+
+    def _statement_config(self, layers: Sequence[Descriptor]) -> Descriptor:
+        """That of an image whose layers are statements."""
         document = {
             **UNKNOWN,
             "config": {},
             "rootfs": {"type": "layers", "diff_ids": [layer["digest"] for layer in layers]},
         }
-        config = self._blob("config", image_spec.OCI_CONFIG, image_spec.encode(document), {})
-        content = {
-            "schemaVersion": 2,
-            "mediaType": image_spec.OCI_MANIFEST,
-            "config": config,
-            "layers": layers,
-        }
-        keeps = labels.keeping(config=config, layers=layers)
-        descriptor = self._blob("attestation manifest", image_spec.OCI_MANIFEST, image_spec.encode(content), keeps)
-        told = {REFERENCE_TYPE: ATTESTATION, REFERENCE_DIGEST: manifest.descriptor["digest"]}
-        return {**descriptor, "annotations": told, "platform": UNKNOWN}, layers
+        return self._blob("config", image_spec.OCI_CONFIG, image_spec.encode(document), {})
 
     def _index(self, manifests: Sequence[Manifest], attested: Sequence[tuple[Manifest, list[Attested]]]) -> Image:
         entries: list[Descriptor] = [
