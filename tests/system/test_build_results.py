@@ -295,15 +295,38 @@ def test_a_push(both: Clients, registry: peers.Registry, client: str) -> None:
     both.docker("rmi", name)
 
 
+def test_an_image_of_single_files(both: Clients, registry: peers.Registry) -> None:
+    """compression=estargz: the engine of this builder and another one's have the files, and nothing besides."""
+    both.dockerfile("FROM busybox\nCOPY file /folder/file\nRUN rm /folder/file && echo {mark} >/folder/made\n")
+    name = f"{registry.address}/single:files"
+    output = f"type=image,name={name},push=true,compression=estargz"
+    both.run(*way("teu", "-o", output))
+    script = "ls -a / /folder; cat /folder/made"
+    for again in (False, True):
+        if again:
+            both.teu("rmi", name)
+            both.teu("pull", "-q", name)
+        said = both.teu("run", "--rm", "--network=none", name, "sh", "-c", script)
+        assert said.endswith(f"\nmade\n{both.mark}\n") and "stargz" not in said, said
+    both.teu("rmi", name)
+    folder = both.top / "copied"
+    both.run("skopeo", "copy", "-q", "--src-tls-verify=false", f"docker://{name}", f"dir:{folder}")
+    document = json.loads((folder / "manifest.json").read_text())
+    marked = [STARGZ in layer.get("annotations", {}) for layer in document["layers"]]
+    assert marked == [False, True, True]
+
+
 def test_digests_and_compressions_in_a_registry(both: Clients, registry: peers.Registry) -> None:
     both.dockerfile("FROM scratch\nCOPY file /file\n")
     name = f"{registry.address}/pushed/kinds"
-    for kind in ("uncompressed", "gzip", "zstd"):
+    endings = {"uncompressed": "tar", "gzip": "gzip", "zstd": "zstd", "estargz": "gzip"}
+    for kind, ending in endings.items():
         text = f"type=image,name={name}:{kind},push=true,store=false,compression={kind},force-compression=true"
         both.run(*way("remote", "--provenance=false", "-o", text + ",oci-mediatypes=true"))
         raw = both.run("skopeo", "inspect", "--raw", "--tls-verify=false", f"docker://{name}:{kind}").out
         (layer,) = json.loads(raw)["layers"]
-        assert layer["mediaType"].endswith({"uncompressed": "tar", "gzip": "gzip", "zstd": "zstd"}[kind])
+        assert layer["mediaType"].endswith(ending)
+        assert (STARGZ in layer.get("annotations", {})) == (kind == "estargz")
     metadata = both.top / "m.json"
     text = f"type=image,name={name},push=true,push-by-digest=true,name-canonical=true"
     both.run(*way("remote", "--provenance=false", "-o", text, "--metadata-file", str(metadata)))
@@ -513,6 +536,7 @@ def test_a_step_of_a_platform_that_nothing_here_can_run(clients: Clients) -> Non
     assert "linux/s390x" in said and "emulator" in said, said
 
 
+STARGZ = "containerd.io/snapshot/stargz/toc.digest"
 BINFMT = Path("/proc/sys/fs/binfmt_misc")
 # The head of a program for LoongArch, which nobody has here: little-endian ELF of 64 bits, machine 258.
 FOREIGN = b"\x7fELF\2\1\1" + bytes(9) + b"\2\0\2\1" + bytes(44)

@@ -321,7 +321,7 @@ def test_two_builds_of_one_result_have_one_digest(tmp_path: Path) -> None:
         ("image", {"push": "true"}, "tag is needed when pushing to registry"),
         ("image", {"name": "A"}, "failed to parse A"),
         ("image", {"push": "maybe"}, "non-bool value specified for push"),
-        ("image", {"compression": "estargz"}, "unsupported layer compression type estargz"),
+        ("image", {"compression": "estargz", "oci-mediatypes": "false"}, '"compression=estargz" conflicts with'),
         ("image", {"compression": "lz4"}, "unsupported layer compression type lz4"),
         ("image", {"compression-level": "x"}, "non-integer value x specified for compression-level"),
         ("image", {"annotation-manifest[linux/amd64]": "x"}, "invalid annotation"),

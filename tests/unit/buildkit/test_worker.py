@@ -22,6 +22,7 @@ from teu.buildkit.core import errors
 from teu.buildkit.core.op import Gone, Record
 from teu.buildkit.core.selection import Selection
 from teu.buildkit.core.snapshots import SCRATCH, Compression, Kind, Layer
+from teu.buildkit.worker import stargz
 from teu.buildkit.worker.keeper import WorkerKeeper
 from teu.buildkit.worker.layers import compressed, rewritten
 from teu.buildkit.worker.worker import ContainerdWorker
@@ -468,6 +469,12 @@ def test_layers_are_made_once(house: House) -> None:
         assert [one["annotations"] for one in forced] == [one["annotations"] for one in made]
         assert forced == top.layers(Compression(kind, force=True))
         assert top.layers(Compression(kind)) == made  # what is there is good enough
+    packed = top.layers(Compression("estargz"))
+    assert packed is not None and packed[0] == made[0] and packed == top.layers(Compression("estargz"))
+    assert packed[1]["mediaType"].endswith("+gzip") and stargz.TOC_DIGEST in packed[1]["annotations"]
+    assert top.layers(None, make=False) == made
+    forced = top.layers(Compression("estargz", force=True))
+    assert forced is not None and stargz.TOC_DIGEST in forced[0]["annotations"] and forced[1] == packed[1]
     early = top.layers(Compression(epoch=1000))
     assert early is not None
     assert early[0] == made[0]  # what came with the image stays

@@ -37,7 +37,7 @@ class Mount(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Compression:
-    """How layers are made: "uncompressed", "gzip", "zstd" (the builder knows no estargz), a level or None, whether
+    """How layers are made: "uncompressed", "gzip", "estargz", "zstd", a level or None, whether
     layers that are there in another form are made again (`force`), media types of OCI or of Docker.  `epoch`: no
     file's time is later than that (seconds since 1970), for rewrite-timestamp."""
 

@@ -21,8 +21,9 @@ MANIFEST, INDEX = "manifest", "index"
 MANIFEST_DESCRIPTOR, INDEX_DESCRIPTOR = "manifest-descriptor", "index-descriptor"
 _OF = (MANIFEST, INDEX, MANIFEST_DESCRIPTOR, INDEX_DESCRIPTOR)
 
-COMPRESSIONS = ("uncompressed", "gzip", "zstd")
-_LEVELS = {"gzip": (0, 9), "zstd": (0, 22)}
+COMPRESSIONS = ("uncompressed", "gzip", "estargz", "zstd")
+OCI_ALONE = ("estargz", "zstd")  # docker's media types have no words for them
+_LEVELS = {"gzip": (0, 9), "estargz": (0, 9), "zstd": (0, 22)}
 EPOCH_MAX = 1 << 40  # seconds; a file system has no later one
 
 # What is said of the builder's own, or of how a client shows it: other exporters' words are no mistake.
@@ -97,8 +98,6 @@ def annotated(all_: Sequence[Annotation], of: str, platform: str = "") -> dict[s
 
 def compression(attributes: Mapping[str, str], oci: bool) -> Compression:
     kind = attributes.get("compression") or "gzip"
-    if kind == "estargz":
-        raise errors.InvalidArgument("unsupported layer compression type estargz: this builder makes gzip and zstd")
     if kind not in COMPRESSIONS:
         raise errors.InvalidArgument(f"unsupported layer compression type {kind}")
     level: int | None = None
@@ -108,7 +107,7 @@ def compression(attributes: Mapping[str, str], oci: bool) -> Compression:
             raise errors.InvalidArgument(f"non-integer value {text} specified for compression-level")
         level = min(max(int(text), least), most)
     force = boolean(attributes, "force-compression")
-    return Compression(kind, level, force, oci or kind == "zstd")
+    return Compression(kind, level, force, oci or kind in OCI_ALONE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +158,8 @@ def image_options(attributes: Mapping[str, str], oci: bool, more: Sequence[str])
     oci = oci if asked is None else asked
     artifacts = boolean(attributes, "oci-artifact")
     packed = compression(attributes, oci)
-    for needs, option in ((artifacts, "oci-artifact=true"), (packed.kind == "zstd", "compression=zstd")):
+    alone = packed.kind in OCI_ALONE
+    for needs, option in ((artifacts, "oci-artifact=true"), (alone, f"compression={packed.kind}")):
         if needs and asked is False:
             raise errors.InvalidArgument(f'exporter option "{option}" conflicts with "oci-mediatypes=false"')
     if boolean(attributes, "prefer-nondist-layers"):

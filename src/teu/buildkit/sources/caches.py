@@ -38,7 +38,7 @@ from teu.oci import image_spec
 
 STORE = "local:"
 PLATFORMS_MAX = 64  # images of one index that are looked at for a cache
-COMPRESSIONS = ("uncompressed", "gzip", "zstd")
+COMPRESSIONS = ("uncompressed", "gzip", "estargz", "zstd")
 LEVEL_MAX = 22
 UPLOADS = 4  # at a time
 HISTORY_MAX = 4096  # bytes of what is told of one layer

@@ -13,6 +13,7 @@ from typing import Any, cast
 
 from teu.buildkit.core import errors
 from teu.buildkit.core.snapshots import Compression, Descriptor
+from teu.buildkit.worker import stargz
 from teu.buildkit.worker.content import ContentStore
 from teu.buildkit.worker.records import DIFF, Entry, Records, below
 from teu.buildkit.worker.trees import OCI_TAR, Trees
@@ -93,8 +94,11 @@ class Layers:
 
     def _other(self, unit: Entry, blob: Descriptor, compression: Compression) -> Descriptor:
         """The blob as `compression` wants it, made where it is not there."""
-        epoch = None if unit.details.get("image") else compression.epoch
+        image = bool(unit.details.get("image"))
+        epoch = None if image else compression.epoch
         recompress = compression.force and (kind_of(blob) != compression.kind or compression.level is not None)
+        if compression.kind == stargz.KIND:  # by its media type it is gzip
+            recompress = (compression.force or not image) and not blob.get("annotations", {}).get(stargz.TOC_DIGEST)
         if epoch is None and not recompress:
             return blob
         kind = compression.kind if recompress or not kind_of(blob) else kind_of(blob)
@@ -173,16 +177,17 @@ class Layers:
         chunks = _plain(self._content.read(str(blob["digest"])))
         if epoch is not None:
             chunks = rewritten(chunks, epoch)
+        packed = stargz.Stargz(chunks, level) if kind == stargz.KIND else None
         with self._trees.leases.joined(self._trees.lease(unit)):
-            digest = self._content.write(counted(compressed(hashed(chunks), kind, level)))
-            plain = f"sha256:{own.hexdigest()}"
+            digest = self._content.write(counted(packed or compressed(hashed(chunks), kind, level)))
+            plain = packed.plain if packed else f"sha256:{own.hexdigest()}"
             if kind != "uncompressed":
                 self._content.label(digest, {UNCOMPRESSED: plain})
         return {
-            "mediaType": media_type(kind, True),
+            "mediaType": media_type("gzip" if packed else kind, True),
             "digest": digest,
             "size": size,
-            "annotations": {UNCOMPRESSED: plain},
+            "annotations": {UNCOMPRESSED: plain, **(packed.annotations if packed else {})},
         }
 
 
