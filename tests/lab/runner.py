@@ -44,7 +44,7 @@ from pathlib import Path
 
 from fuzz.__main__ import library as fuzz_library
 
-from lab import build, namespace, quick, rootfs, seconds, validation, vm
+from lab import build, namespace, newer, quick, rootfs, seconds, validation, vm
 
 SOURCE = quick.SOURCE
 RESULTS = SOURCE / "build/test"
@@ -215,6 +215,8 @@ def in_namespace(stage: str, tag: str, release: str, extra: list[str]) -> Result
     binds = [f"{results}:/results"]
     if stage == "ns" and (not extra or any("validation" in each for each in extra)):
         binds.append(f"{validation.ensure()}:{validation.INSIDE}:ro")
+    if stage == "ns" and (not extra or any("newer" in each for each in extra)):
+        binds.append(f"{newer.ensure()}:{newer.INSIDE}:ro")
     try:
         namespace.start(name, release, SOURCE, binds=binds)
         namespace.install_packages(name, packages())
@@ -331,6 +333,7 @@ IMAGES: tuple[tuple[str, frozenset[str], Callable[[], object]], ...] = (
     ("bookworm's fresh", frozenset({"lab"}), lambda: rootfs.ensure("bookworm", "fresh")),
     ("trixie's host", frozenset({"lab"}), lambda: rootfs.ensure("trixie", "host")),
     ("validation", frozenset({"ns"}), validation.ensure),
+    ("a newer docker", frozenset({"ns"}), newer.ensure),
     ("bookworm's lab", frozenset({"bookworm"}), lambda: rootfs.ensure("bookworm")),
     ("fuzz", frozenset({"fuzz"}), fuzz_library),
 )

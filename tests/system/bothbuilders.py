@@ -68,7 +68,8 @@ class Built(NamedTuple):
 class Side:
     """One of both, with folders of its own for its clients."""
 
-    def __init__(self, name: str, socket: str, folder: Path) -> None:
+    def __init__(self, name: str, socket: str, folder: Path, root: str = "") -> None:
+        """root: where docker's client is unpacked, for one that is not the lab's."""
         self.name, self.socket = name, socket
         self.folder = folder
         folder.mkdir(parents=True)
@@ -86,6 +87,10 @@ class Side:
         for variable in ("SOURCE_DATE_EPOCH", "SSH_AUTH_SOCK", "DOCKER_BUILDKIT", "BUILDKIT_PROGRESS"):
             self.environment.pop(variable, None)
         (folder / "docker").mkdir()
+        if root:
+            self.environment["PATH"] = f"{programs(root)}:{self.environment['PATH']}"
+            config = {"cliPluginsExtraDirs": [f"{root}/usr/libexec/docker/cli-plugins"]}
+            (folder / "docker/config.json").write_text(json.dumps(config))
 
     def run(
         self,
@@ -140,6 +145,11 @@ class Side:
         return {name: found[name] for name in wanted if name in found}
 
 
+def programs(root: str) -> str:
+    """The part of PATH for what is unpacked there."""
+    return f"{root}/usr/sbin:{root}/usr/bin"
+
+
 class Both(NamedTuple):
     theirs: Side
     ours: Side
@@ -160,16 +170,18 @@ def short(name: str) -> str:
 
 
 @contextlib.contextmanager
-def both_builders(folder: Path) -> Iterator[Both]:
-    """Both, with the base images; what was made on teud's side is removed at the end, and its own busybox is back."""
+def both_builders(folder: Path, root: str = "") -> Iterator[Both]:
+    """Both, with the base images; what was made on teud's side is removed at the end, and its own busybox is back.
+    root: where another docker than the lab's is unpacked, whose daemon and client are used."""
     folder.mkdir(parents=True, exist_ok=True)
     archive = folder / "bases.tar"
     base_archive(archive)
     needs_all = folder / "all"
     needs_all.mkdir()
     (needs_all / "Dockerfile").write_text(all_bases())
-    with peers.dockerd(network=True) as daemon:
-        both = Both(Side("dockerd", str(daemon.socket), folder / "theirs"), Side("teud", SOCKET, folder / "ours"))
+    with peers.dockerd(network=True, path=programs(root) if root else "") as daemon:
+        sides = (("dockerd", str(daemon.socket), folder / "theirs"), ("teud", SOCKET, folder / "ours"))
+        both = Both(*(Side(*side, root) for side in sides))
         before = _names(both.ours)
         kept = folder / "before.tar"
         if BUSYBOX in before:

@@ -10,6 +10,7 @@ A shape is one file in `dockerfiles/`: what it is for, how it is built, and the 
     ! code 1                                              the exit code of docker build, 0 otherwise
     ! crlf                                                the Dockerfile has a byte order mark and Windows' line ends
     ! streams                                             steps write to both streams: their lines have no order
+    ! newer                                               what only a newer docker than Debian's has
     ! only files                                          what is compared of it, all otherwise: see `ASPECTS`
     -- Dockerfile --                                      a file; what follows, up to the next such line, is in it
     -- run.sh 0755 --                                     ...with this mode
@@ -56,6 +57,7 @@ class Shape(NamedTuple):
     code: int
     only: tuple[str, ...]
     files: tuple[File, ...]
+    newer: bool = False
     streams: bool = False  # steps write to both of theirs: which line comes first is nobody's
 
     def words(self, folder: Path, **places: str) -> list[str]:
@@ -85,7 +87,7 @@ def read(path: Path) -> Shape:
     about: list[str] = []
     argv: list[str] = []
     environment: dict[str, str] = {}
-    code, only, crlf, streams = 0, ASPECTS, False, False
+    code, only, crlf, streams, newer = 0, ASPECTS, False, False, False
     files: list[File] = []
     for line in path.read_text().splitlines(keepends=True):
         bare = line.rstrip("\n")
@@ -106,13 +108,15 @@ def read(path: Path) -> Shape:
             crlf = True
         elif bare == "! streams":
             streams = True
+        elif bare == "! newer":
+            newer = True
         elif bare.startswith("! "):
             argv += shlex.split(bare[2:])
         elif bare:
             raise ValueError(f"{path.name}: what is {bare!r}?")
     if crlf:
         files = [file._replace(text="\ufeff" + file.text.replace("\n", "\r\n")) for file in files]
-    return Shape(path.stem, " ".join(about), tuple(argv), environment, code, only, tuple(files), streams)
+    return Shape(path.stem, " ".join(about), tuple(argv), environment, code, only, tuple(files), newer, streams)
 
 
 def all_shapes() -> list[Shape]:

@@ -373,8 +373,10 @@ def dockerd(
     options: Sequence[str] = (),
     config: Mapping[str, Any] | None = None,
     network: bool = False,
+    path: str = "",
 ) -> Iterator[Dockerd]:
-    """A dockerd. Without `network` it has no bridge, which spares a second of start-up.
+    """A dockerd. Without `network` it has no bridge, which spares a second of start-up; `path`: where its programs are
+    looked for first.
 
     `runtimes` maps names to OCI runtimes' paths or containerd runtime names; `options` are more
     flags, `config` more keys of daemon.json.
@@ -413,6 +415,7 @@ def dockerd(
         daemon.start(
             [*argv, *options],
             lambda: daemon.socket.exists() and run(*daemon.client, "version", code=0),
+            {"PATH": f"{path}:{os.environ['PATH']}"} if path else None,
         )
         yield daemon
     finally:

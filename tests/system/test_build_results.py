@@ -437,7 +437,8 @@ def test_attestations_as_artifacts(both: Clients, registry: peers.Registry, clie
     both.run(*way(client, "--provenance=mode=min", "-o", output))
     document = json.loads(both.run("skopeo", "inspect", "--raw", "--tls-verify=false", f"docker://{name}").out)
     image, attested = document["manifests"]
-    raw = both.run("skopeo", "inspect", "--raw", "--tls-verify=false", f"docker://{name}@{attested['digest']}").out
+    whole_name = f"{registry.address}/artifacts@{attested['digest']}"
+    raw = both.run("skopeo", "inspect", "--raw", "--tls-verify=false", f"docker://{whole_name}").out
     manifest = json.loads(raw)
     assert manifest["artifactType"] == "application/vnd.docker.attestation.manifest.v1+json"
     assert manifest["subject"]["digest"] == image["digest"] and manifest["config"]["size"] == 2

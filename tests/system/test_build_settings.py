@@ -24,11 +24,11 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "unit" / "buildkit"))
 from bothbuilders import TEU
 from githttp import Served
 from scripted_registry import ScriptedRegistry, tar
-from test_build_control import SERVICE, SOCKET, Buildx, buildx, busybox
+from test_build_control import SERVICE, SOCKET, Buildx, buildx, busybox, frontend
 
 from teu.api.buildkit import control_pb2, control_pb2_grpc
 
-__all__ = ["busybox", "buildx"]  # fixtures
+__all__ = ["busybox", "buildx", "frontend"]  # fixtures
 
 pytestmark = [pytest.mark.needs("docker", "git", "systemd"), pytest.mark.timeout(300)]
 
@@ -232,6 +232,30 @@ def test_devices(tmp_path: Path) -> None:
     with configured(f"devices: {{folders: ['{folder}']}}\nentitlements: []\n"):
         assert "not allowed by build daemon configuration" in step(name, "--allow=device", code=1)
     hook.unlink(missing_ok=True)
+
+
+def test_frontends_that_are_fetched(buildx: Buildx, frontend: str) -> None:
+    """`# syntax=docker/dockerfile` is the built-in frontend, or the image of that name, as is configured; and images
+    of other repositories are frontends only where they may."""
+    name = "docker.io/docker/dockerfile:1"
+    call("teu-ctr", "-n", "teu", "images", "tag", frontend, name)
+    try:
+        for text, fetched in (("{}", False), ("{fetch-dockerfile: true}", True)):
+            with configured(f"frontends: {text}\n"):
+                said = buildx.build(f"# syntax=docker/dockerfile:1\nFROM busybox\nRUN echo {time.time_ns()} >/made\n")
+                assert ("frontend of docker/dockerfile:1" in said) == fetched, said
+        with configured("frontends: {allowed-repositories: [docker.io/docker/dockerfile]}\n"):
+            said = buildx.build(f"# syntax={frontend}\nFROM busybox\nRUN echo x >/made\n", check=False)
+            assert "frontend of" not in said and "is not an allowed gateway source" in said, said
+    finally:
+        call("teu-ctr", "-n", "teu", "images", "rm", "--sync", name)
+
+
+@pytest.mark.needs("pids")
+def test_processes_that_a_step_may_have(buildx: Buildx) -> None:
+    dockerfile = f"FROM busybox\nRUN cat /sys/fs/cgroup/pids.max # {time.time_ns()}\n"
+    with configured("worker: {pids-limit: 321}\n"):
+        assert re.search(r"^#\d+ [\d.]+ 321$", buildx.build(dockerfile), re.MULTILINE)
 
 
 def test_a_mirror_is_asked_first(buildx: Buildx, tmp_path: Path) -> None:
