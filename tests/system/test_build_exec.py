@@ -111,7 +111,9 @@ class Builder:
         self.folder = folder
         self.client = Client(str(daemon.address))
         self.store = Store(str(folder / "cache.db"))
-        self.worker = ContainerdWorker(self.client, self.store, str(folder / "mounts"), platforms=["linux/amd64"])
+        self.worker = ContainerdWorker(
+            self.client, self.store, str(folder / "mounts"), platforms=lambda: ["linux/amd64"]
+        )
         self.worker.start()
         self.executor = Executor(self.client, self.worker.id, Settings(state=str(folder / "steps"), run="/run/teu"))
         self.sessions = Manager()
