@@ -25,6 +25,7 @@ from teu.api.types import mount_pb2
 from teu.buildkit.core import errors
 from teu.buildkit.core.identifiers import new_id
 from teu.linux.trees import remove_tree
+from teu.oci.labels import SAME_AS
 
 LAYER = "application/vnd.oci.image.layer.v1.tar"
 
@@ -97,6 +98,7 @@ class Containerd:
         self.applied = 0
         self.lock = threading.RLock()
         self.writing: set[str] = set()
+        self.shares = True  # one snapshot may have two keys
         self.meeting: threading.Barrier | None = None  # where those who make layers meet
 
     def __getattr__(self, name: str) -> Any:
@@ -145,12 +147,23 @@ class Containerd:
         found = self.snaps[key] = {"parent": parent, "kind": kind, "place": place}
         return found
 
+    def _stands_on(self, found: dict[str, Any], parent: str) -> bool:
+        if not parent or not found["parent"]:
+            return parent == found["parent"]
+        return bool(self.snaps[parent]["place"] == self.snaps[found["parent"]]["place"])
+
     @staticmethod
     def _mounts(found: dict[str, Any]) -> list[Any]:
         way = "ro" if found["kind"] == sn.VIEW else "rw"
         return [mount_pb2.Mount(type="bind", source=str(found["place"]), options=[way, "rbind"])]
 
     def snapshots_Prepare(self, request: Any, lease: str | None) -> Any:
+        same = self.snaps.get(request.labels.get(SAME_AS, "")) if self.shares else None
+        if same is not None and self._stands_on(same, request.parent):
+            wanted = request.labels["containerd.io/snapshot.ref"]
+            self.snaps[wanted] = {**same, "parent": request.parent}
+            self.hold(lease, f"snapshots/{request.snapshotter}", wanted)
+            raise errors.AlreadyExists(wanted)
         found = self._new(request.key, request.parent, sn.ACTIVE)
         self.hold(lease, f"snapshots/{request.snapshotter}", request.key)
         return sn.PrepareSnapshotResponse(mounts=self._mounts(found))
@@ -179,7 +192,9 @@ class Containerd:
         self._found(request.key)
         if any(one["parent"] == request.key for one in self.snaps.values()):
             raise errors.FailedPrecondition("cannot remove snapshot with child")
-        remove_tree(self.snaps.pop(request.key)["place"])
+        place = self.snaps.pop(request.key)["place"]
+        if not any(one["place"] == place for one in self.snaps.values()):
+            remove_tree(place)
 
     def snapshots_Stat(self, request: Any, lease: str | None) -> Any:
         found = self._found(request.key)

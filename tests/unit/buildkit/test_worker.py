@@ -490,6 +490,35 @@ def test_layers_are_made_once(house: House) -> None:
     assert house.worker.content.has(made[1]["digest"])
 
 
+def test_what_is_made_for_the_engine_is_compressed_for_others(house: House) -> None:
+    """Layers of the engine's images are plain tars; whoever wants them elsewhere gets them as they ask."""
+    top = house.saved(house.step(None, "a"), "top")
+    plain = top.layers(Compression("uncompressed"))
+    assert plain is not None
+    assert plain[0]["mediaType"] == LAYER
+    assert plain[0]["digest"] == plain[0]["annotations"]["containerd.io/uncompressed"]
+    for kind in ("gzip", "zstd"):
+        made = top.layers(Compression(kind))
+        assert made is not None and made == top.layers(Compression(kind))
+        assert made[0]["mediaType"] == f"{LAYER}+{kind}"
+        assert made[0]["annotations"] == plain[0]["annotations"]
+    assert top.layers(Compression("uncompressed")) == plain == top.layers(None)
+    # An image of the engine's that is built upon is no different; what a registry has stays.
+    data, lower = layer(b="1")
+    diff = gzip.decompress(data)
+    own = house.worker.image([Layer(house.containerd.put(diff), lower.diff_id)], Kind())
+    assert own is not None
+    made = own.layers(Compression())
+    assert made is not None and made[0]["mediaType"] == f"{LAYER}+gzip"
+    data, lower = layer(c="1")
+    diff = gzip.decompress(data)
+    descriptor = {"mediaType": LAYER, "digest": digest(diff), "size": len(diff)}
+    pulled = house.worker.image([Layer(descriptor, lower.diff_id, from_memory(diff))], Kind())
+    assert pulled is not None
+    made = pulled.layers(Compression())
+    assert made is not None and made[0]["mediaType"] == LAYER
+
+
 def test_layers_are_made_at_the_same_time(house: House) -> None:
     top = None
     for name in "abc":
@@ -675,7 +704,9 @@ def test_what_an_image_has_is_shared(house: House) -> None:
     assert [one.shared for one in keeper.usages()] == [True]
 
 
-def test_what_a_build_made_is_linked_not_unpacked(house: House) -> None:
+@pytest.mark.parametrize("shares", [True, False], ids=["teu-containerd", "containerd"])
+def test_what_a_build_made_is_linked_not_unpacked(house: House, shares: bool) -> None:
+    house.containerd.shares = shares
     base = house.saved(house.step(None, "a"), "base")
     top = house.saved(house.step(base, "b"), "top")
     made = top.layers(Compression())
@@ -685,7 +716,9 @@ def test_what_a_build_made_is_linked_not_unpacked(house: House) -> None:
     assert files(image) == ["a", "b"]
     assert house.containerd.applied == 0
     chain = image.entry.snapshot
-    assert (house.containerd.snaps[chain]["place"] / "b").stat().st_nlink == 2
+    snaps = house.containerd.snaps
+    assert (snaps[chain]["place"] is snaps[top.entry.snapshot]["place"]) is shares, "one snapshot, two keys"
+    assert (snaps[chain]["place"] / "b").stat().st_nlink == 2 - shares
     image.release()
     keeper = WorkerKeeper(house.worker, str(house.root))
     assert [one.shared for one in keeper.usages()] == [False, False]

@@ -26,7 +26,9 @@ from teu.containerd.core.errors import (
     Unimplemented,
     from_code,
 )
+from teu.containerd.snapshotters.interface import COMMITTED
 from teu.containerd.state import Context
+from teu.oci.labels import SAME_AS
 
 DIGEST = "sha256:" + "a" * 64
 
@@ -216,6 +218,49 @@ def test_snapshot_messages(context: Context) -> None:
         store.remove("n", "overlayfs", "base")
     assert [info.name for info in store.find("n", "overlayfs", ["kind==active,parent==base"])] == ["b"]
     assert [info.name for info in store.find("n", "overlayfs", ["labels.x==y"])] == ["base"]
+
+
+def test_two_keys_of_one_snapshot(context: Context, tmp_path: Path) -> None:
+    """What stands on the same and has the same files is not made twice: its files go with the last of the keys."""
+    store, ref = context.snapshots, "containerd.io/snapshot.ref"
+    context.leases.create("n", "l", {})
+
+    def made(key: str, parent: str = "") -> Path:
+        (mount,) = store.prepare("n", "overlayfs", "active", parent, {})
+        upper = next((o.partition("=")[2] for o in mount.options if o.startswith("upperdir=")), mount.source)
+        Path(upper, key).write_text(key)
+        store.commit("n", "overlayfs", key, "active", {}, lease="l")
+        return Path(upper)
+
+    def prepare(target: str, same: str, parent: str = "") -> None:
+        labels = {ref: target, SAME_AS: same, "own": "1"}
+        store.prepare("n", "overlayfs", f"extract {target}", parent, labels, "l")
+
+    folder = made("one")
+    made("two", "one")
+    made("other")
+    with pytest.raises(AlreadyExists, match='target snapshot "first" from "one"'):
+        prepare("first", "one")
+    with pytest.raises(AlreadyExists, match='target snapshot "second" from "two"'):
+        prepare("second", "two", "first")
+    info = store.stat("n", "overlayfs", "second")
+    assert (info.parent, info.kind, info.labels) == ("first", COMMITTED, {ref: "second", "own": "1"})
+    # Nothing is taken for the same that is not there, is not committed, or stands on something else.
+    for target, same, parent in (("a", "none", ""), ("b", "extract a", ""), ("c", "two", "other"), ("d", "two", "")):
+        prepare(target, same, parent)
+        with pytest.raises(NotFound):
+            store.stat("n", "overlayfs", target)
+        store.remove("n", "overlayfs", f"extract {target}")
+    store.remove("n", "overlayfs", "two")
+    store.remove("n", "overlayfs", "one")
+    context.collector.collect()
+    assert (folder / "one").read_text() == "one", "the other key has it"
+    (mount,) = store.view("n", "overlayfs", "view", "second", {})
+    assert str(folder) in mount.options[-1]
+    for key in ("view", "second", "first"):
+        store.remove("n", "overlayfs", key)
+    context.collector.collect()
+    assert not folder.exists()
 
 
 def test_wire_messages_end_with_containerds_words() -> None:

@@ -27,9 +27,9 @@ from teu.buildkit.core.snapshots import Descriptor, Mount
 from teu.buildkit.worker import merging, mounting
 from teu.buildkit.worker.content import ContentStore, Exclusive
 from teu.buildkit.worker.leases import Leases
-from teu.buildkit.worker.records import DIFF, MERGE, SYNCED, Entry, Records, below, chain
+from teu.buildkit.worker.records import DIFF, LAYER, MERGE, SYNCED, Entry, Records, below, chain
 from teu.buildkit.worker.snapshots import SNAPSHOT_REF, Snapshots
-from teu.oci.labels import UNCOMPRESSED
+from teu.oci.labels import SAME_AS, UNCOMPRESSED
 
 OCI_TAR = "application/vnd.oci.image.layer.v1.tar"
 log = logging.getLogger("teu.buildkit")
@@ -234,8 +234,8 @@ class Trees:
                 self._found(one, name)
 
     def _linked(self, entry: Entry) -> bool:
-        """Have a layer's snapshot of files that a build has already: where the blob was made of a record, they are
-        linked, not unpacked. False where it was not, or cannot be done."""
+        """Have a layer's snapshot of files that a build has already: where the blob was made of a record, its snapshot
+        gets a second key, or its files are linked, not unpacked. False where it was not, or cannot be done."""
         blob, name = entry.blob, str(entry.details["chain"])
         assert blob is not None
         if getattr(self._linking, "now", False):
@@ -245,11 +245,9 @@ class Trees:
             return False
         self._linking.now = True
         try:
-            upper = source if source.how != DIFF else source.parents[1] if len(source.parents) > 1 else None
-            before, after = self.read_mounts(below(source)), self.read_mounts(upper)
             with self._unpacking(name):
                 if self.snapshots.stat(name) is None:
-                    self._link(entry, name, before, after)
+                    self._link(entry, name, source)
         except (errors.Error, OSError) as error:
             log.info("layer %s is unpacked: its files could not be linked: %s", blob["digest"], error)
             return False
@@ -259,11 +257,21 @@ class Trees:
         self._found(entry, name)
         return True
 
-    def _link(self, entry: Entry, name: str, before: Sequence[Mount], after: Sequence[Mount]) -> None:
+    def _link(self, entry: Entry, name: str, source: Entry) -> None:
+        """teu-containerd lets one snapshot have two keys, where both stand on the same; another daemon does not know of
+        it, and has the files linked into a snapshot of its own."""
         parent = str(entry.parent.details["chain"]) if entry.parent is not None else ""
         key, lease = f"{self.names.extract}{new_id()} {name}", self.lease(entry)
-        mounts = self.snapshots.prepare(key, parent, lease, {SNAPSHOT_REF: name})
+        same = {SAME_AS: source.snapshot} if source.how == LAYER and source.snapshot else {}
+        try:
+            mounts = self.snapshots.prepare(key, parent, lease, {SNAPSHOT_REF: name, **same})
+        except errors.AlreadyExists:
+            if self.snapshots.stat(name) is None:
+                raise
+            return
         with self._committed(name, key, lease):
+            upper = source if source.how != DIFF else source.parents[1] if len(source.parents) > 1 else None
+            before, after = self.read_mounts(below(source)), self.read_mounts(upper)
             merging.apply(self.places, mounts, before, after, self._opaque)
 
     @contextmanager

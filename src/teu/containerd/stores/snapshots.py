@@ -4,6 +4,9 @@
 A client's key is mapped to a name that is unique in the snapshotter: NAMESPACE/NUMBER/KEY. Labels are the
 namespace's; only those that concern the snapshotter (containerd.io/snapshot...) are handed down. Removing takes the
 snapshot out of the namespace at once; the snapshotter's own follows with the next garbage collection.
+
+Two keys may be of one snapshot: who prepares what REFERENCE_LABEL names may say, in SAME_AS, which committed snapshot
+of the namespace has the same files. Each key is held and removed for itself; the files go with the last.
 """
 
 from __future__ import annotations
@@ -32,6 +35,7 @@ from teu.containerd.snapshotters.interface import (
     Usage,
 )
 from teu.containerd.stores.leases import Leases
+from teu.oci.labels import SAME_AS
 
 log = logging.getLogger("teu.containerd.snapshots")
 
@@ -221,6 +225,8 @@ class Snapshots:
         taken: Error | None = self._taken(namespace, snapshotter, target, key, lease)
         if taken:
             raise taken
+        if target and not readonly and self._second_key(namespace, backend, target, parent, labels, lease):
+            raise AlreadyExists(f'target snapshot "{target}" from "{labels[SAME_AS]}"')
         with self._scope(backend):
             above = self._row_of_parent(namespace, snapshotter, parent) if parent else ""
             name = f"{namespace}/{self._number()}/{key}"
@@ -244,6 +250,29 @@ class Snapshots:
         if taken:
             raise taken
         return mounts
+
+    def _second_key(
+        self, namespace: str, backend: Snapshotter, target: str, parent: str, labels: dict[str, str], lease: str
+    ) -> bool:
+        """Let `target` be one more key of the snapshot that SAME_AS names. False where nothing is named, and where that
+        one is not committed or does not stand on the parent: then it is made as any other."""
+        same = labels.get(SAME_AS)
+        if not same:
+            return False
+        with self._scope(backend):
+            try:
+                row = self._row(namespace, backend.name, same)
+                above = self._row_of_parent(namespace, backend.name, parent) if parent else ""
+                inner = backend.stat(row[0])
+            except NotFound:
+                return False
+            if inner.kind != COMMITTED or inner.parent != above:
+                return False
+            own = {key: value for key, value in labels.items() if key != SAME_AS}
+            stamp = now()
+            encoded = dump_labels(own)
+            self._insert(namespace, backend.name, target, parent, row[0], encoded, stamp, stamp, lease)
+        return True
 
     def _number(self) -> int:
         with self._database.transaction(durable=False) as execute:
