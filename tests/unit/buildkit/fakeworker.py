@@ -125,6 +125,7 @@ class Snapshot:
         self.held = True
         self.chosen: Sequence[Layer] = ()
         self.made: list[History] = []
+        self.compressions: list[Any] = []
         worker.holders[name] = worker.holders.get(name, 0) + 1
 
     def clone(self) -> Snapshot:
@@ -154,6 +155,7 @@ class Snapshot:
             os.close(root)
 
     def layers(self, compression: Any, *, make: bool = True) -> list[Descriptor] | None:
+        self.compressions.append(compression)
         return [layer.descriptor for layer in self.chosen]
 
     def history(self) -> list[History]:

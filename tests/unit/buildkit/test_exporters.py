@@ -19,7 +19,17 @@ import pytest
 from fakeworker import Asker, Snapshot, Worker
 
 from teu.buildkit.core import errors
-from teu.buildkit.core.exports import BASE_CONFIG, CONFIG, EPOCH, PLATFORMS, Attestation, Build, Part, Result
+from teu.buildkit.core.exports import (
+    BASE_CONFIG,
+    CONFIG,
+    EPOCH,
+    INLINE_CACHE,
+    PLATFORMS,
+    Attestation,
+    Build,
+    Part,
+    Result,
+)
 from teu.buildkit.core.snapshots import History, Kind, Layer
 from teu.buildkit.exporters import attributes, config, images, provenance, statements, trees
 from teu.buildkit.exporters.image import ImageExporter
@@ -219,6 +229,25 @@ def test_an_engines_client_may_name_no_image(worker: Worker) -> None:
     (image, _) = stored(worker, target["digest"])["manifests"]
     assert target["digest"] == answer.values["containerimage.digest"] and name == f"dangling@{image['digest']}"
     assert make("moby", 0, {"store": "false"}) and make("moby", 0, {"unpack": "false"})
+
+
+def test_layers_for_the_engine_are_not_compressed(worker: Worker) -> None:
+    """But where their digests are in something else, and where they go to a registry."""
+    make = Exporters(worker, None, None)  # type: ignore[arg-type]
+
+    def asked(kind: str, made: Build, metadata: dict[str, bytes] | None = None, **attributes: str) -> str:
+        exporter = make(kind, 0, {"name": "app", **attributes})
+        assert isinstance(exporter, ImageExporter)
+        one: Any = snapshot(worker, "one")
+        replace(exporter, unpack=False, push=False).export(Task(), Result({"": Part(one)}, metadata or {}), made)
+        return str(one.compressions[-1].kind)
+
+    assert asked("moby", build()) == "uncompressed"
+    assert asked("image", build()) == "gzip"
+    assert asked("moby", build(attest__provenance="mode=min")) == "gzip"
+    assert asked("moby", build(), {INLINE_CACHE: b"{}"}) == "gzip"
+    assert asked("moby", build(), push="true") == "gzip"
+    assert asked("moby", build(), compression="zstd") == "zstd"
 
 
 def two_platforms(worker: Worker) -> Result:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import tarfile
 from collections.abc import Iterable, Iterator
@@ -13,10 +14,11 @@ import engine_parts as parts
 import pytest
 from containerd_parts import Daemon, root_only
 
-from teu.engine.backend import containerd
+from teu.engine.backend import containerd, content
+from teu.engine.core.departure import NOBODY
 from teu.engine.core.errors import BadRequest, Conflict, NotFound
 from teu.engine.engine import Engine
-from teu.engine.images import load, removal, save
+from teu.engine.images import load, packing, removal, save
 from teu.engine.lifecycle import sweep
 from teu.engine.views import images as images_view
 
@@ -95,6 +97,36 @@ def test_what_is_saved_is_loaded_elsewhere(engine: Engine) -> None:
     said = told(load.load(engine.images, io.BytesIO(archive)))
     assert said == "Loaded image: one:latest\nLoaded image: two:x\n"
     assert engine.images.resolve("one").id == engine.images.resolve("two:x").id == identity
+
+
+def test_what_is_pushed_is_compressed(engine: Engine) -> None:
+    """Once, and for all names of the image; what a registry has is pushed as it is."""
+    images = engine.images
+    identity = imported(engine, "docker.io/library/one:latest", file="text" * 1000)
+    before = images.resolve("one")
+    images.set_name("docker.io/library/two:1", before.target)
+    imported(engine, "docker.io/library/other:latest", file="2")
+    others = images.resolve("other").target
+    name = packing.packed(images, images.lookup("one")[0], NOBODY)
+    after = images.resolve("one")
+    assert name.target == after.target == images.resolve("two:1").target != before.target
+    assert (after.id, after.chain_id) == (identity, before.chain_id)
+    (plain,), (packed,) = before.details.manifest["layers"], after.details.manifest["layers"]
+    assert packed["mediaType"] == plain["mediaType"] + "+gzip" and packed["size"] < plain["size"]
+    assert gzip.decompress(content.read(images.client, packed["digest"])) == content.read(
+        images.client, plain["digest"]
+    )
+    assert content.info(images.client, packed["digest"]).labels["containerd.io/uncompressed"] == plain["digest"]
+    assert images.resolve("other").target == others
+    assert packing.packed(images, name, NOBODY) == name, "there is nothing more to do"
+    removal.remove(images, engine.containers, "one")
+    assert images.resolve("two:1").id == identity and names(engine) == {
+        "docker.io/library/two:1",
+        "docker.io/library/other:latest",
+    }
+    (layer,) = images.resolve("other").details.manifest["layers"]
+    content.label(images.client, layer["digest"], content.source_label("registry.example", "other"))
+    assert packing.packed(images, images.lookup("other")[0], NOBODY).target == others
 
 
 def test_what_is_no_archive_of_images_is_refused(engine: Engine) -> None:

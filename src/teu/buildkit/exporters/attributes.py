@@ -143,6 +143,7 @@ class ImageOptions:
     rewrite_timestamp: bool = False
     artifacts: bool = False  # attestations are OCI artifacts (image specification 1.1), not images
     inline_attestations: bool = True
+    plain: bool = False  # layers are not compressed, where nothing else depends on their digests
     unknown: tuple[str, ...] = ()
 
 

@@ -2,7 +2,9 @@
 """type=image and type=moby: an image in the store of the host's engine, under its names, and in registries.
 
 A name that pointed to another image is taken from it, which stays as one without a name, as the engine itself does it.
-moby is what clients of an engine ask for: the image is one to make containers of, and is kept without a name, too.
+moby is what clients of an engine ask for: the image is one to make containers of, and is kept without a name, too. Its
+layers are not compressed before somebody pushes them: then the engine does that. Statements and a cache in the image
+are of the layers' digests: with them they are compressed at once.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from teu.buildkit.core import errors
@@ -49,7 +51,10 @@ class ImageExporter:
     name: str = "exporting to image"
 
     @classmethod
-    def make(cls, worker: Worker, access: Access, attributes: Mapping[str, str]) -> ImageExporter:
+    def make(
+        cls, worker: Worker, access: Access, attributes: Mapping[str, str], *, engine: bool = False
+    ) -> ImageExporter:
+        """`engine`: it is moby."""
         options = given.image_options(attributes, True, _OWN)
         by_digest = given.boolean(attributes, "push-by-digest")
         wants_push = given.boolean(attributes, "push") or by_digest
@@ -57,6 +62,8 @@ class ImageExporter:
             raise errors.InvalidArgument("tag is needed when pushing to registry")
         unpack = given.boolean(attributes, "unpack")
         store = given.boolean(attributes, "store", True)
+        if engine and not wants_push and "compression" not in attributes:
+            options = replace(options, plain=True)
         if unpack and not store:
             raise errors.InvalidArgument("unpack is for an image that is stored: store=false cannot have it")
         return cls(

@@ -167,13 +167,18 @@ class Assembly:
             self.task.warn("attestations need OCI media types: they are used though oci-mediatypes=false was asked for")
             compression = replace(self.options.compression, oci=True)
             self.options = replace(self.options, oci=True, compression=compression)
+        indexed = any(said) or bool(set(self.result.parts) - {""})
+        cached = any(self.result.named(INLINE_CACHE, one.id) is not None for one in named)
+        if self.options.plain and not indexed and not cached:
+            compression = replace(self.options.compression, kind="uncompressed")
+            self.options = replace(self.options, compression=compression)
         manifests = [self._manifest(one) for one in named]
         attested = [
             (manifest, statements.with_subjects(made, self.options.names, manifest.descriptor, one))
             for one, manifest, made in zip(named, manifests, said)
             if made
         ]
-        if attested or set(self.result.parts) - {""}:
+        if indexed:
             return self._index(manifests, attested)
         return Image(manifests[0].descriptor, tuple(manifests), blobs=self.blobs)
 

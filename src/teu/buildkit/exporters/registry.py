@@ -29,7 +29,7 @@ class Exporters:
         if kind == "moby":
             attributes = for_the_engine(attributes)
         if kind in ("image", "moby"):
-            return ImageExporter.make(self.worker, self.access, attributes)
+            return ImageExporter.make(self.worker, self.access, attributes, engine=kind == "moby")
         if kind in ("local", "tar"):
             return FolderExporter.make(self.worker, self.sessions, kind, number, attributes)
         if kind in ("oci", "docker"):

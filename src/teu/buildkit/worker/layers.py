@@ -99,6 +99,8 @@ class Layers:
         recompress = compression.force and (kind_of(blob) != compression.kind or compression.level is not None)
         if compression.kind == stargz.KIND:  # by its media type it is gzip
             recompress = (compression.force or not image) and not blob.get("annotations", {}).get(stargz.TOC_DIGEST)
+        if kind_of(blob) == "uncompressed" != compression.kind and not unit.fetches:
+            recompress = True  # it is so for the engine of this host, and no registry has it
         if epoch is None and not recompress:
             return blob
         kind = compression.kind if recompress or not kind_of(blob) else kind_of(blob)

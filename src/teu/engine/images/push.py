@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from teu.engine.backend import containerd, content
 from teu.engine.core.departure import NOBODY, Departure
 from teu.engine.core.errors import EngineError, NotFound
-from teu.engine.images import registries
+from teu.engine.images import packing, registries
 from teu.engine.images.transfer import Message, sources, status
 from teu.oci import distribution, image_spec
 
@@ -43,6 +43,7 @@ def push(images: Images, wanted: Reference, auth: str, departure: Departure = NO
     with registries.connect(images.settings, wanted.domain, auth) as registry, departure.during(registry.abort):
         for name in names:
             try:
+                name = packing.packed(images, name, departure)
                 yield from _push(images, registry, wanted, name, departure)
             except distribution.Unauthorized as error:
                 raise EngineError(f"denied: requested access to the resource is denied: {error}") from None

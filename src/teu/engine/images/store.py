@@ -235,6 +235,17 @@ class Images:
             update.update_mask.paths.extend(["target", f"labels.{MEANT_LABEL}"])
             self.client.images.Update(update)
 
+    def exchange(self, before: Descriptor, target: Descriptor) -> None:
+        """Let all names that are `before` be the target, which is the same image."""
+        from teu.api.services.images.v1 import images_pb2
+
+        with unpack.exclusive("image names"):
+            for name in self.names():
+                if name.target["digest"] == before["digest"]:
+                    update = images_pb2.UpdateImageRequest(image=_create_request(name.name, target, "").image)
+                    update.update_mask.paths.append("target")
+                    self.client.images.Update(update)
+
     def keep_dangling(self, lost: Name, instead: str = "") -> None:
         """`lost` is about to be the image `instead`: keep the one that it is, unless another name still has it."""
         try:
