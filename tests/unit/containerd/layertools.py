@@ -44,9 +44,12 @@ def apply(context: Context, data: bytes, mounts: Any, expected: str = "") -> dic
 
 
 def compare(context: Context, left: Any, right: Any, compression: str = "") -> bytes:
-    out: list[bytes] = []
-    context.layers.compare(left, right, compression, out.append)
-    return b"".join(out)
+    with tempfile.TemporaryFile() as out:
+        answer = context.layers.compare(left, right, compression, out.fileno())
+        out.seek(0)
+        data = out.read()
+    assert (answer["blob"], answer["length"], answer["parts"]) == (digest(data), len(data), [])
+    return data
 
 
 def names(data: bytes) -> dict[str, tarfile.TarInfo]:

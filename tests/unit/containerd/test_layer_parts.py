@@ -225,7 +225,14 @@ def test_an_upper_folder_is_the_answer_itself(tmp_path: Path) -> None:
     import gzip
 
     content = gzip.decompress(out.read_bytes())
-    assert answer == {"digest": tools.digest(content), "size": len(content)}
+    packed = out.read_bytes()
+    assert answer == {
+        "digest": tools.digest(content),
+        "size": len(content),
+        "blob": tools.digest(packed),
+        "length": len(packed),
+        "parts": [],
+    }
 
 
 @pytest.mark.parametrize("compression", ["", "gzip"])

@@ -9,6 +9,7 @@ import io
 import os
 import stat
 import tarfile
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -452,10 +453,12 @@ def test_few_files_are_packed_as_a_worker_packs_them(
     monkeypatch.setattr(run, "_start", counted)
 
     def packed() -> tuple[dict[str, Any], bytes]:
-        out: list[bytes] = []
         left, right = snapshotter.view(f"v{len(started)}", "base", {}), snapshotter.mounts("b")
         snapshotter.remove(f"v{len(started)}")
-        return context.layers.compare(left, right, compression, out.append), b"".join(out)
+        with tempfile.TemporaryFile() as out:
+            answer = context.layers.compare(left, right, compression, out.fileno())
+            out.seek(0)
+            return answer, out.read()
 
     here = packed()
     assert not started

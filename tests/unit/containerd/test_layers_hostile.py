@@ -9,6 +9,7 @@ import os
 import stat
 import tarfile
 import threading
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -211,14 +212,23 @@ def test_a_container_cannot_lead_the_packing_out(context: Context, folder: Path,
     (folder / "d/large").write_bytes(os.urandom(16 << 20))  # more than what is on its way to us
     (folder / "d/secret").write_text("mine")
     packed: list[bytes] = []
+    reading, writing = os.pipe()
 
-    def write(data: bytes) -> None:
-        if not packed:
-            os.rename(folder / "d", folder / "e")
-            os.symlink(tmp_path, folder / "d")
-        packed.append(data)
+    def take() -> None:
+        with open(reading, "rb", buffering=0) as stream:
+            while data := stream.read(1 << 20):
+                if not packed:
+                    os.rename(folder / "d", folder / "e")
+                    os.symlink(tmp_path, folder / "d")
+                packed.append(data)
 
-    context.layers.compare([], [Bind(folder, "ro")], "", write)
+    thread = threading.Thread(target=take)
+    thread.start()
+    try:
+        context.layers.compare([], [Bind(folder, "ro")], "", writing)
+    finally:
+        os.close(writing)
+        thread.join()
     assert b"of the host" not in b"".join(packed) and b"mine" in b"".join(packed)
 
 
@@ -236,23 +246,20 @@ def test_a_worker_that_does_nothing_is_ended(context: Context, folder: Path, mon
         os.close(reading)
         os.close(writing)
     apply(context, tar(("after", b"")), [Bind(folder)])  # its place is free again
-    gone = threading.Event()
-
-    def write(data: bytes) -> None:
-        gone.set()
-
     big = folder / "big"
     with open(big, "wb") as file:
         file.truncate(64 << 30)
-    with pytest.raises(Cancelled):
-        context.layers.compare([], [Bind(folder, "ro")], "", write, gone.is_set)
+    until = time.monotonic() + 0.5
+    with open(os.devnull, "wb") as out, pytest.raises(Cancelled):
+        leaves = lambda: time.monotonic() > until  # noqa: E731
+        context.layers.compare([], [Bind(folder, "ro")], "", out.fileno(), cancelled=leaves)
     big.unlink()
 
 
 def test_who_has_left_does_not_wait_for_a_place(context: Context, folder: Path) -> None:
     layers = run.Layers(os.fspath(folder.parent), 1)
     with layers._slot(lambda: False), pytest.raises(Cancelled):
-        layers.compare([], [Bind(folder, "ro")], "", lambda data: None, lambda: True)
+        layers.compare([], [Bind(folder, "ro")], "", -1, cancelled=lambda: True)
 
 
 def test_each_prefix_of_hostile_headers_ends(folder: Path) -> None:

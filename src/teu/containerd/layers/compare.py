@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import mmap
 import os
 import stat
 
 from teu.containerd.layers import mounting, streams
-from teu.linux import trees
+from teu.linux import trees, writeback
 from teu.linux.inside import RESOLVE_BENEATH, RESOLVE_NO_SYMLINKS, openat2
 from teu.oci import tar
 
@@ -29,12 +30,17 @@ if TYPE_CHECKING:
 OPAQUE_MARKS = ("trusted.overlay.opaque", "user.overlay.opaque")
 _KEPT = ("security.capability", "user.", "system.posix_acl_")
 FEW_ENTRIES, FEW_BYTES = 200, 1 << 20  # what is packed in some milliseconds
+LEAN_BYTES = 64 << 10  # from so many bytes on it pays to leave a file where it is
+FLUSH_EVERY = 32 << 20  # bytes: begin writing back early, so that the commit's fsync is short
 PATH_MAX = 4096  # with the zero byte: no layer with a longer name could be unpacked again
 
 
 class _Writer:
-    def __init__(self, sink: streams.Deflated) -> None:
+    def __init__(self, sink: streams.Deflated, *, lean: bool = False) -> None:
+        """`lean`: the content of large files is left out; `parts` tells where."""
         self._sink = sink
+        self._lean = lean
+        self.parts: list[tuple[int, int, str]] = []  # place in the layer, bytes, name
         self._links: dict[tuple[int, int], str] = {}
 
     def whiteout(self, parent: str, name: str, moment: int) -> None:
@@ -76,8 +82,20 @@ class _Writer:
                 entry.devmajor, entry.devminor = os.major(found.st_rdev), os.minor(found.st_rdev)
         entry.xattrs = xattrs(opened)
         self._sink.write(tar.pack(entry))
-        if size:
+        if self._lean and size >= LEAN_BYTES:
+            self._leave_out(opened, name, size)
+        elif size:
             self._data(opened, size)
+
+    def _leave_out(self, opened: int, name: str, size: int) -> None:
+        """Nobody writes to the file: the daemon says so where it asks for this."""
+        with (
+            open(_again(opened), "rb", buffering=0) as file,
+            mmap.mmap(file.fileno(), size, prot=mmap.PROT_READ) as data,
+            memoryview(data) as view,
+        ):
+            self.parts.append((self._sink.leave_out(view), size, name))
+        self._sink.write(bytes(-size % tar.BLOCK))
 
     def _data(self, opened: int, size: int) -> None:
         left = size
@@ -263,7 +281,7 @@ class _Both:
         self._pending.clear()
 
 
-def _change(left: list[dict[str, Any]], right: list[dict[str, Any]]) -> tuple[str, list[str]] | None:
+def change(left: list[dict[str, Any]], right: list[dict[str, Any]]) -> tuple[str, list[str]] | None:
     """(The folder of overlayfs that holds the change, the folders below it) where the two are an overlay snapshot and
     its own parent."""
     left_upper, left_lowers = mounting.overlay_directories(left)
@@ -281,11 +299,11 @@ def _change(left: list[dict[str, Any]], right: list[dict[str, Any]]) -> tuple[st
 def few(left: list[dict[str, Any]], right: list[dict[str, Any]]) -> bool:
     """Whether the change is a folder with so little in it that a worker would take longer to start than to pack it.
     OSError where it cannot be read."""
-    change = _change(left, right)
-    if change is None:
+    found = change(left, right)
+    if found is None:
         return False
     entries = size = 0
-    folders = [change[0]]
+    folders = [found[0]]
     while folders:
         with os.scandir(folders.pop()) as inside:
             for entry in inside:
@@ -306,14 +324,19 @@ def pack(
     write: Callable[[bytes], None],
     target: str | None,
 ) -> dict[str, Any]:
-    """Give the layer to `write`; its digest and size without compression. Trees that have to be mounted are so below
-    `target`, in a mount namespace of this process, which may be changed then; None: there are none such (`few`)."""
-    sink = streams.Deflated(write, compression)
-    writer = _Writer(sink)
+    """Give the layer to `write`; what `run` answers. Trees that have to be mounted are so below `target`, in a mount
+    namespace of this process, which may be changed then; None: there are none such (`few`)."""
+    return _pack(left, right, streams.Deflated(write, compression), target, False)
+
+
+def _pack(
+    left: list[dict[str, Any]], right: list[dict[str, Any]], sink: streams.Deflated, target: str | None, lean: bool
+) -> dict[str, Any]:
+    writer = _Writer(sink, lean=lean)
     try:
-        change = _change(left, right)
-        if change is not None:
-            _upper(writer, *change)
+        found = change(left, right)
+        if found is not None:
+            _upper(writer, *found)
         else:
             assert target is not None
             mounting.private_namespace()
@@ -324,18 +347,31 @@ def pack(
     except BaseException:
         sink.give_up()
         raise
-    return {"digest": sink.finish(), "size": sink.size}
+    digest, packed = sink.finish()
+    return {"digest": digest, "size": sink.size, "blob": packed, "length": sink.written, "parts": writer.parts}
 
 
 def run(job: dict[str, Any]) -> dict[str, Any]:
-    """`pack` as a job of the worker."""
+    """`pack` as a job of the worker, which writes the layer itself."""
     out: int = job["out"]
+    flushed = written = 0
 
     def write(data: bytes) -> None:
+        nonlocal flushed, written
         view = memoryview(data)
         while view:
             view = view[os.write(out, view) :]
+        written += len(data)
+        if written - flushed >= FLUSH_EVERY:
+            writeback.start(out, flushed, written - flushed)
+            flushed = written
 
-    answer = pack(job["left"], job["right"], job["compression"], write, job["target"])
+    def skip(size: int) -> None:
+        nonlocal written
+        written += size
+        os.lseek(out, size, os.SEEK_CUR)
+
+    sink = streams.Deflated(write, job["compression"], skip)
+    answer = _pack(job["left"], job["right"], sink, job["target"], bool(job.get("lean")))
     os.close(out)
     return answer

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import select
 import subprocess
 import sys
 import threading
@@ -213,48 +212,36 @@ class Layers:
         left: Iterable[Mount],
         right: Iterable[Mount],
         compression: str,
-        write: Callable[[bytes], None],
+        out: int,
+        *,
+        lean: bool = False,
         cancelled: Callable[[], bool] = _never,
     ) -> dict[str, Any]:
-        """Pack what `right` has changed over `left`; the layer goes to `write` as it is made. Few files are packed
-        here, without a worker."""
+        """Pack what `right` has changed over `left` into `out`, a file that is open for writing. Few files are packed
+        here, without a worker. The answer is the worker's; `lean`: nobody writes to the tree any more, and what its
+        large files have is left out."""
         before, after = mounts_as_json(left), mounts_as_json(right)
         small = _packed(before, after, compression)
         if small is not None:
             answer, data = small
-            write(data)
+            view = memoryview(data)
+            while view:
+                view = view[os.write(out, view) :]
             return answer
-        reading, writing = os.pipe2(os.O_CLOEXEC)
         job = {
             "do": "compare",
             "left": before,
             "right": after,
             "target": self._target,
-            "out": writing,
+            "out": out,
             "compression": compression,
+            "lean": lean,
         }
-        with open(reading, "rb", buffering=0) as stream, contextlib.ExitStack() as stack:
-            end = stack.enter_context(contextlib.closing(os.fdopen(writing, "wb", buffering=0)))
-            stack.enter_context(self._slot(cancelled))
-            worker = _start(job, (writing,))
-            end.close()
-            moved = 0
-            watch = _Watch(worker, cancelled, lambda: moved)
-            poll = select.poll()
-            poll.register(stream, select.POLLIN)
+        with self._slot(cancelled):
+            worker = _start(job, (out,))
             try:
-                while True:
-                    if not poll.poll(500):
-                        watch.look()
-                        continue
-                    data = stream.read(1 << 20)
-                    if not data:
-                        break
-                    write(data)
-                    moved += len(data)
-                    watch.look()
+                return _finish(worker, _Watch(worker, cancelled, lambda: os.fstat(out).st_size))
             except BaseException:
                 worker.kill()
                 worker.communicate()
                 raise
-            return _finish(worker, watch)

@@ -166,32 +166,64 @@ class Inflated:
 
 
 class Deflated:
-    """A sink for a tar stream: hashes it and writes it, compressed, to `write`."""
+    """A sink for a tar stream: hashes it and writes it, compressed, to `write`; and hashes that, too."""
 
-    def __init__(self, write: Callable[[bytes], None], compression: str) -> None:
+    def __init__(
+        self, write: Callable[[bytes], None], compression: str, skip: Callable[[int], None] | None = None
+    ) -> None:
+        """`skip` leaves out so many bytes of what is written; it has to be given where `leave_out` is called."""
         self._hash = hashlib.sha256()
+        self._packed_hash = hashlib.sha256() if compression else self._hash
         self.size = 0
+        self.written = 0
         self._buffer = bytearray()
         self._queue: Queue[Any] = Queue(DEPTH)
         self._write = write
+        self._skip = skip
         self._compression = compression
         self._failure: BaseException | None = None
         self._thread = threading.Thread(target=self._work, daemon=True)
         self._thread.start()
 
     def write(self, data: bytes | memoryview) -> None:
+        """`data` is not changed afterwards."""
+        if len(data) >= CHUNK:
+            self._flush()
+            self._take(data)
+            return
         self._buffer += data
         if len(self._buffer) >= CHUNK:
             self._flush()
 
+    def leave_out(self, data: memoryview) -> int:
+        """The data belongs to the stream, and is not written: where in it that is."""
+        assert self._skip is not None and not self._compression
+        self._flush()
+        at = self.size
+        self._hash.update(data)
+        self.size += len(data)
+        self._queue.put(len(data))
+        return at
+
     def _flush(self) -> None:
+        if self._buffer:
+            chunk = bytes(self._buffer)
+            self._buffer.clear()
+            self._take(chunk)
+
+    def _take(self, chunk: bytes | memoryview) -> None:
         if self._failure is not None:
             raise self._failure
-        chunk = bytes(self._buffer)
-        self._buffer.clear()
         self._hash.update(chunk)
         self.size += len(chunk)
         self._queue.put(chunk)
+
+    def _put(self, data: bytes) -> None:
+        if data:
+            if self._compression:
+                self._packed_hash.update(data)
+            self.written += len(data)
+            self._write(data)
 
     def _work(self) -> None:
         ended = False
@@ -205,12 +237,15 @@ class Deflated:
             else:
                 packer = None
             while chunk := self._queue.get():
-                data = packer.compress(chunk) if packer is not None else chunk
-                if data:
-                    self._write(data)
+                if isinstance(chunk, int):
+                    self.written += chunk
+                    if self._skip is not None:
+                        self._skip(chunk)
+                else:
+                    self._put(packer.compress(chunk) if packer is not None else chunk)
             ended = True
             if packer is not None:
-                self._write(packer.flush())
+                self._put(packer.flush())
         except BaseException as error:
             self._failure = error
             while not ended and self._queue.get():
@@ -220,12 +255,11 @@ class Deflated:
         """Nothing more comes; what came may not have reached `write`."""
         self._queue.put(b"")
 
-    def finish(self) -> str:
-        """Digest of what was written, uncompressed; everything has reached `write`."""
-        if self._buffer:
-            self._flush()
+    def finish(self) -> tuple[str, str]:
+        """(Digest of the stream, digest of what was written of it), when everything has reached `write`."""
+        self._flush()
         self._queue.put(b"")
         self._thread.join()
         if self._failure is not None:
             raise self._failure
-        return f"sha256:{self._hash.hexdigest()}"
+        return f"sha256:{self._hash.hexdigest()}", f"sha256:{self._packed_hash.hexdigest()}"

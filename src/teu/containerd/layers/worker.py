@@ -7,8 +7,10 @@ little, since it starts cold for every layer.
 
     {"do": "apply", "mounts": [...], "target": FOLDER, "blob": FD, "sync": BOOL}
         -> {"digest": of the content, "size": of the content, "blob": digest of what was read, "entries": N}
-    {"do": "compare", "left": [...], "right": [...], "target": FOLDER, "out": FD, "compression": "gzip"|"zstd"|""}
-        -> {"digest": of the content, "size": of the content}
+    {"do": "compare", "left": [...], "right": [...], "target": FOLDER, "out": FD, "compression": "gzip"|"zstd"|"",
+     "lean": BOOL}
+        -> {"digest": of the content, "size": of the content, "blob": digest of what was written, "length": of it,
+            "parts": [[PLACE, LENGTH, NAME], ...]}: what was left out of it, if "lean", and is in the files of the names
 
 Each job has besides "parent": the daemon's process id. The answer is JSON on standard output;
 {"error": KIND, "message": TEXT} when it failed.

@@ -20,7 +20,7 @@ from teu.containerd.core.digests import parse_digest
 from teu.containerd.core.errors import AlreadyExists, InvalidArgument
 from teu.containerd.core.messages import Descriptor, Mount, Packed
 from teu.containerd.layers.run import Layers
-from teu.containerd.stores.content import Content
+from teu.containerd.stores.content import Content, Writer
 from teu.linux import trees
 
 IMAGES = "application/vnd.containerd.container.criu.checkpoint.criu.tar"
@@ -54,23 +54,23 @@ class Checkpoints:
     def store(self, namespace: str, folder: str, specification: Packed, lease: str) -> list[Descriptor]:
         """The two blobs of a checkpoint, as descriptors (blocking)."""
 
-        def pack(write: Callable[[bytes], None]) -> None:
-            self._layers.compare([], _bound(folder, "ro"), "", write)
+        def pack(writer: Writer) -> None:
+            answer = self._layers.compare([], _bound(folder, "ro"), "", writer.fd)
+            writer.adopt(answer["blob"], answer["length"])
 
-        def spell(write: Callable[[bytes], None]) -> None:
-            write(specification.SerializeToString())
+        def spell(writer: Writer) -> None:
+            writer.write(specification.SerializeToString())
 
         return [
             self._blob(namespace, IMAGES, folder, pack, lease),
             self._blob(namespace, SPECIFICATION, os.path.join(folder, "spec"), spell, lease),
         ]
 
-    def _blob(
-        self, namespace: str, kind: str, ref: str, fill: Callable[[Callable[[bytes], None]], None], lease: str
-    ) -> Descriptor:
+    def _blob(self, namespace: str, kind: str, ref: str, fill: Callable[[Writer], None], lease: str) -> Descriptor:
         with self._content.writer(namespace, ref, lease=lease) as writer:
             try:
-                fill(writer.write)
+                writer.truncate()
+                fill(writer)
                 digest, size = writer.digest, writer.offset
                 with suppress(AlreadyExists):
                     writer.commit(size, digest, {})

@@ -73,8 +73,12 @@ class Diff:
         with self._content.writer(namespace, ref, lease=lease) as writer:
             try:
                 writer.truncate()
-                answer = self._layers.compare(request.left, request.right, compression, writer.write, call.cancelled)
+                answer = self._layers.compare(
+                    request.left, request.right, compression, writer.fd, cancelled=call.cancelled
+                )
+                writer.adopt(answer["blob"], answer["length"])
             except BaseException:
+                writer.truncate()
                 writer.close()
                 if not request.ref:
                     with suppress(NotFound):

@@ -389,6 +389,7 @@ class Writer:
         self._flushed = 0
         self._hash = hashlib.sha256()
         self._shared = shared
+        self._adopted = ""
         if shared:
             self.offset = total
         else:
@@ -403,7 +404,7 @@ class Writer:
     @property
     def digest(self) -> str:
         """Of what has arrived so far."""
-        return self._shared or "sha256:" + self._hash.hexdigest()
+        return self._shared or self._adopted or "sha256:" + self._hash.hexdigest()
 
     def _open(self) -> None:
         path = self._store._ingest_path(self.id)
@@ -448,10 +449,16 @@ class Writer:
             writeback.start(self.fd, self._flushed, self.offset - self._flushed)
             self._flushed = self.offset
 
+    def adopt(self, digest: str, size: int) -> None:
+        """A worker of this daemon has written so many bytes to `fd`, and says their digest. Nothing more is written."""
+        self._adopted, self.offset = digest, size
+        self._written = True
+
     def truncate(self) -> None:
         """Back to nothing."""
         if self._shared:
             self._unshare(keep=False)
+        self._adopted = ""
         os.ftruncate(self.fd, 0)
         os.lseek(self.fd, 0, os.SEEK_SET)
         self.offset = self._flushed = 0
