@@ -26,6 +26,7 @@ from teu.containerd.stores.containers import Containers
 from teu.containerd.stores.content import Content
 from teu.containerd.stores.garbage import Collector
 from teu.containerd.stores.images import Images
+from teu.containerd.stores.lean import Lean
 from teu.containerd.stores.leases import Leases
 from teu.containerd.stores.namespaces import Namespaces
 from teu.containerd.stores.sandboxes import Sandboxes
@@ -73,9 +74,10 @@ class Context:
         self.namespaces = Namespaces(self.database, self.events)
         self.containers = Containers(self.database, self.events)
         self.images = Images(self.database, self.events, self.leases)
-        self.content = Content(self.root, self.database, self.events, self.leases)
+        lean = Lean(self.root)
+        self.content = Content(self.root, self.database, self.events, self.leases, lean)
         self.sandboxes = Sandboxes(self.database)
-        self.snapshots = Snapshots(self.database, self.events, self.leases, self._snapshotters())
+        self.snapshots = Snapshots(self.database, self.events, self.leases, self._snapshotters(), lean)
         self.streams = Streams()
         self.layers = Layers(self.state, config["unpack"]["parallel"])
         self.checkpoints = Checkpoints(self.root, self.content, self.layers)

@@ -84,7 +84,7 @@ class Content:
             raise OutOfRange(f"read past object length {size} bytes")
         end = offset + request.size if 0 < request.size <= size - offset else size
         loop = asyncio.get_running_loop()
-        fd = self._store.open(call.namespace, digest)
+        fd = await loop.run_in_executor(self._pool, self._store.open, call.namespace, digest)
         try:
             while offset < end:
                 data = await loop.run_in_executor(self._pool, os.pread, fd, min(_READ, end - offset), offset)

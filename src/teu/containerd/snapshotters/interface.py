@@ -106,6 +106,13 @@ class Snapshotter(Protocol):
         With `parent`, an active snapshot without one is put on top of it. Raises AlreadyExists for a name in use,
         FailedPrecondition where `key` is not active."""
 
+    def changes(self, name: str) -> str:
+        """The folder with nothing but what the committed snapshot has changed, which nobody writes to any more;
+        NotFound where there is no such folder."""
+
+    def committed(self, folder: str) -> str:
+        """The committed snapshot whose folder of `changes` that is; "" for any other path."""
+
     def remove(self, name: str) -> None:
         """Remove a snapshot; FailedPrecondition while it is a parent. The files go with the next `cleanup`."""
 

@@ -263,6 +263,21 @@ class LocalSnapshotter:
                 (name, COMMITTED, above, dump_labels(labels), stamp, stamp, row[0]),
             )
 
+    def changes(self, name: str) -> str:
+        row = self._row(name)
+        if row[2] != COMMITTED:
+            raise NotFound(f"snapshot {name} is not committed")
+        return self.content(row[0])
+
+    def committed(self, folder: str) -> str:
+        id = os.path.basename(os.path.dirname(folder))
+        if not id.isdecimal() or folder != self.content(int(id)):
+            return ""
+        row = self._database.one(
+            "SELECT name FROM layers WHERE id = ? AND snapshotter = ? AND kind = ?", (int(id), self.name, COMMITTED)
+        )
+        return str(row[0]) if row is not None else ""
+
     def remove(self, name: str) -> None:
         with self._database.transaction() as execute:
             row = self._row(name)

@@ -14,7 +14,7 @@ from typing import Any
 import grpc
 
 from teu.api.services.snapshots.v1 import snapshots_pb2, snapshots_pb2_grpc
-from teu.containerd.core.errors import Unimplemented, from_code
+from teu.containerd.core.errors import NotFound, Unimplemented, from_code
 from teu.containerd.core.limits import MAX_MESSAGE
 from teu.containerd.core.messages import Mount
 from teu.containerd.snapshotters.interface import Info, Usage
@@ -90,6 +90,12 @@ class Proxy:
 
     def commit(self, name: str, key: str, labels: dict[str, str], parent: str = "") -> None:
         self._call("Commit", snapshots_pb2.CommitSnapshotRequest(name=name, key=key, labels=labels, parent=parent))
+
+    def changes(self, name: str) -> str:
+        raise NotFound(f"snapshotter {self.name} shows no folders")
+
+    def committed(self, folder: str) -> str:
+        return ""
 
     def remove(self, name: str) -> None:
         self._call("Remove", snapshots_pb2.RemoveSnapshotRequest(key=name))

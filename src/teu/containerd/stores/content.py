@@ -2,6 +2,7 @@
 """The content store: blobs by digest, and the ingests that become blobs.
 
     content/blobs/sha256/HEX     a blob: complete, verified, never changed
+    content/lean/HEX/            a blob that is not whole yet: its large files are still in their snapshot (lean.py)
     content/ingest/ID/data       an ingest: what has arrived so far; ID is its row's in metadata.db
 
 A blob's file is shared by all namespaces; a namespace sees it once it has a row of its own. To get one it must name
@@ -31,6 +32,7 @@ from teu.containerd.core.errors import AlreadyExists, FailedPrecondition, Invali
 from teu.containerd.core.events import Exchange
 from teu.containerd.core.filters import Adaptor, in_map, parse_all
 from teu.containerd.core.rows import Row, must_be_whole
+from teu.containerd.stores.lean import Lean, Lent
 from teu.containerd.stores.leases import Leases
 from teu.linux import trees, writeback
 
@@ -78,7 +80,8 @@ class Content:
     """containerd.services.content.v1, without its wire. A method raises NotFound for a blob or ingest that the
     namespace does not have."""
 
-    def __init__(self, root: str, database: Database, events: Exchange, leases: Leases) -> None:
+    def __init__(self, root: str, database: Database, events: Exchange, leases: Leases, lean: Lean) -> None:
+        self.lean = lean
         self.blobs = os.path.join(root, "content", "blobs")
         self.ingests = os.path.join(root, "content", "ingest")
         os.makedirs(os.path.join(self.blobs, "sha256"), mode=0o700, exist_ok=True)
@@ -88,6 +91,7 @@ class Content:
         self._events = events
         self._leases = leases
         self._place_lock = threading.Lock()  # putting a blob's file in place, or unlinking it
+        self._fill_lock = threading.Lock()  # making a lean one whole
         self._writers: dict[int, float] = {}  # ingest id -> when it was taken
         self._writers_lock = threading.Lock()
 
@@ -109,14 +113,31 @@ class Content:
         return _info(row)
 
     def open(self, namespace: str, digest: str) -> int:
-        """A descriptor to read the blob with, if the namespace has it."""
+        """A descriptor to read the blob with, if the namespace has it. A lean one is made whole for it, which takes as
+        long as writing it does. Raises DataLoss for one that cannot be."""
         self.info(namespace, digest)
         if not is_digest(digest):
             raise NotFound(f"content digest {digest}")  # a damaged row: it names no file
-        try:
-            return os.open(self.path(digest), os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError:
-            raise NotFound(f"content digest {digest}") from None
+        for _ in range(2):
+            try:
+                return os.open(self.path(digest), os.O_RDONLY | os.O_CLOEXEC)
+            except FileNotFoundError:
+                self._make_whole(digest)
+        raise NotFound(f"content digest {digest}")
+
+    def _make_whole(self, digest: str) -> None:
+        """Nothing for what is no lean blob."""
+        with self._fill_lock:
+            if digest not in self.lean:
+                return
+            data, target = self.lean.fill(digest), self.path(digest)
+            with self._place_lock:
+                try:
+                    os.rename(data, target)
+                except FileNotFoundError:
+                    raise NotFound(f"content digest {digest}") from None  # it was removed meanwhile
+                fsync_directory(os.path.dirname(target))
+                self.lean.forget(digest)
 
     def find(self, namespace: str, filters: Sequence[str] = ()) -> Iterator[content_pb2.Info]:
         """Info of the blobs that one of the filters lets through, by digest; all of them without filters."""
@@ -228,6 +249,10 @@ class Content:
         """
         if not ref:
             raise InvalidArgument("ref must not be empty")
+        if expected in self.lean and not self._database.one(
+            "SELECT 1 FROM blobs WHERE namespace = ? AND digest = ?", (namespace, expected)
+        ):
+            self._make_whole(expected)  # only files are shared between namespaces
         shared = False
         exists = False
         with self._database.transaction(durable=False) as execute:
@@ -289,11 +314,16 @@ class Content:
         exists = False
         with self._place_lock:
             target = self.path(digest)
-            if not os.path.exists(target):
+            if not os.path.exists(target) and not (writer.lent and digest in self.lean):
                 if writer.fd < 0:
                     raise FailedPrecondition(f'"{writer.ref}" content {digest} is no longer there to be shared')
-                os.rename(self._ingest_path(writer.id), target)
-                fsync_directory(os.path.dirname(target))
+                data = self._ingest_path(writer.id)
+                if writer.lent:
+                    self.lean.put(digest, os.path.dirname(data), writer.lent)
+                else:
+                    os.rename(data, target)
+                    fsync_directory(os.path.dirname(target))
+                    self.lean.forget(digest)
             stamp = now()
             with self._database.transaction() as execute:
                 self._database.ensure_namespace(namespace)
@@ -345,15 +375,19 @@ class Content:
                     continue
                 trash = os.path.join(self.ingests, f"trash-{encoded}")
                 with self._place_lock, self._database.frozen():
-                    used = self._database.one(
-                        "SELECT 1 FROM blobs WHERE digest = ? UNION SELECT 1 FROM ingests WHERE expected = ?",
-                        (digest, digest),
-                    )
-                    if used is None:
+                    used = self._used(digest)
+                    if not used:
                         os.rename(os.path.join(folder, encoded), trash)
-                if used is None:
+                if not used:
                     freed += os.stat(trash).st_size
                     os.unlink(trash)
+        for digest in self.lean.digests():
+            if digest in kept:
+                continue
+            with self._place_lock:
+                if not self._used(digest):
+                    freed += self.lean.size(digest)
+                    self.lean.forget(digest)
         ids = {str(row[0]) for row in self._database.all("SELECT id FROM ingests")}
         for id in os.listdir(self.ingests):
             path = os.path.join(self.ingests, id)
@@ -362,6 +396,12 @@ class Content:
             elif id not in ids and self._abandoned(int(id)):
                 trees.discard_tree(path)
         return freed
+
+    def _used(self, digest: str) -> bool:
+        found = self._database.one(
+            "SELECT 1 FROM blobs WHERE digest = ? UNION SELECT 1 FROM ingests WHERE expected = ?", (digest, digest)
+        )
+        return found is not None
 
     def _abandoned(self, id: int) -> bool:
         row = self._database.one("SELECT 1 FROM ingests WHERE id = ?", (id,))  # before the lock: see writer()
@@ -390,6 +430,7 @@ class Writer:
         self._hash = hashlib.sha256()
         self._shared = shared
         self._adopted = ""
+        self.lent: Lent | None = None  # where what it lacks is
         if shared:
             self.offset = total
         else:
@@ -449,16 +490,17 @@ class Writer:
             writeback.start(self.fd, self._flushed, self.offset - self._flushed)
             self._flushed = self.offset
 
-    def adopt(self, digest: str, size: int) -> None:
-        """A worker of this daemon has written so many bytes to `fd`, and says their digest. Nothing more is written."""
-        self._adopted, self.offset = digest, size
+    def adopt(self, digest: str, size: int, lent: Lent | None = None) -> None:
+        """A worker of this daemon has written so many bytes to `fd`, and says their digest. Nothing more is written.
+        `lent`: it has left some of them out."""
+        self._adopted, self.offset, self.lent = digest, size, lent
         self._written = True
 
     def truncate(self) -> None:
         """Back to nothing."""
         if self._shared:
             self._unshare(keep=False)
-        self._adopted = ""
+        self._adopted, self.lent = "", None
         os.ftruncate(self.fd, 0)
         os.lseek(self.fd, 0, os.SEEK_SET)
         self.offset = self._flushed = 0

@@ -34,6 +34,7 @@ from teu.containerd.snapshotters.interface import (
     Snapshotter,
     Usage,
 )
+from teu.containerd.stores.lean import Lean
 from teu.containerd.stores.leases import Leases
 from teu.oci.labels import SAME_AS
 
@@ -78,12 +79,19 @@ class Snapshots:
     for a bad message, FailedPrecondition for a change to a damaged record, and the snapshotter's own errors."""
 
     def __init__(
-        self, database: Database, events: Exchange, leases: Leases, snapshotters: dict[str, Snapshotter]
+        self,
+        database: Database,
+        events: Exchange,
+        leases: Leases,
+        snapshotters: dict[str, Snapshotter],
+        lean: Lean,
     ) -> None:
         self._database = database
         self._events = events
         self._leases = leases
         self.snapshotters = snapshotters
+        self._lean = lean
+        lean.changes = lambda snapshotter, name: self.snapshotter(snapshotter).changes(name)
 
     def snapshotter(self, name: str) -> Snapshotter:
         """The snapshotter of that name."""
@@ -416,7 +424,23 @@ class Snapshots:
             except Exception as error:
                 log.error("clean up snapshotter %s: %s", backend.name, error)
 
+    def lender(self, folder: str) -> tuple[str, str]:
+        """(Snapshotter, snapshot, by its name there) of the committed one whose own changes are in the folder; two
+        times "" for another."""
+        for backend in self.snapshotters.values():
+            if name := backend.committed(folder):
+                return backend.name, name
+        return "", ""
+
     def _prune(self, backend: Snapshotter) -> None:
+        if not backend.local:
+            self._remove_unused(backend, set())
+            return
+        with self._lean.lock:
+            self._remove_unused(backend, self._lean.needed(backend.name))
+
+    def _remove_unused(self, backend: Snapshotter, lent: set[str]) -> None:
+        """`lent`: what stays besides what namespaces have."""
         with self._database.frozen() if backend.local else nullcontext():
             infos = list(backend.walk())
             used = {
@@ -432,9 +456,9 @@ class Snapshots:
                 ", ".join(repr(name) for name in sorted(lost, key=str)),
             )
             return
-        needed = set(used)
+        needed = used | lent
         parents = {info.name: info.parent for info in infos}
-        for name in used:  # whatever is above something in use stays
+        for name in used | lent:  # whatever is above something in use stays
             while (name := parents.get(name, "")) and name not in needed:
                 needed.add(name)
         doomed = [info for info in infos if info.name not in needed]
