@@ -69,6 +69,17 @@ def api(method: str, path: str, body: Any = None, version: str = "1.45") -> tupl
         return response.status, [json.loads(line) for line in text.splitlines() if line.strip()]
 
 
+def blob(registry: str, repository: str, digest: str) -> bytes:
+    """A blob of a registry on this machine."""
+    connection = http.client.HTTPConnection(registry)
+    connection.request("GET", f"/v2/{repository}/blobs/{digest}")
+    answer = connection.getresponse()
+    data = answer.read()
+    connection.close()
+    assert answer.status == 200, (answer.status, data)
+    return data
+
+
 def ctr(*argv: str) -> list[str]:
     """Lines of Debian's ctr about teu-containerd's namespace of teud."""
     return whole.out("ctr", "-a", CONTAINERD, "-n", "teu", *argv).splitlines()

@@ -316,6 +316,55 @@ def test_an_image_of_single_files(both: Clients, registry: peers.Registry) -> No
     assert marked == [False, True, True]
 
 
+@pytest.mark.parametrize("statements", ["true", "false"])
+@pytest.mark.parametrize("client", ["docker", "teu"])
+def test_what_is_built_for_the_engine_and_pushed_later(
+    both: Clients, registry: peers.Registry, client: str, statements: str
+) -> None:
+    """It is a snapshot of the build's, and takes no second place; its push compresses it, and tells of that image."""
+    noise = os.urandom(3 << 20)
+    (both.context / "noise").write_bytes(noise + bytes(5 << 20))
+    both.dockerfile("FROM busybox\nCOPY noise /noise\nRUN echo {mark} >/made\n")
+    name = f"{registry.address}/later/{client}-{statements}:1"
+    both.run(*way(client, "-t", name, f"--provenance={statements}"))
+    before = both.inspect(name)
+    plain = before["RootFS"]["Layers"][-2].partition(":")[2]
+    content = Path("/var/lib/teu/containerd/content")
+    data = content / "lean" / plain / "data"
+    assert data.stat().st_size > 8 << 20 > 1 << 20 > data.stat().st_blocks * 512, "the file is in the snapshot alone"
+    assert both.run("docker", "run", "--rm", name, "sha256sum", "/noise").out.split()[0] == (
+        hashlib.sha256(noise + bytes(5 << 20)).hexdigest()
+    )
+    assert data.exists(), "to run it, nothing of it was read"
+    pushed = (both.docker if client == "docker" else both.teu)("push", name)
+    digest = re.findall(r"digest: (sha256:\w+)", pushed)[-1]
+    after = both.inspect(name)
+    assert (after["Id"], after["RootFS"]) == (before["Id"], before["RootFS"])
+    assert after["RepoDigests"] == [f"{name.rpartition(':')[0]}@{digest}"]
+    document = json.loads(both.run("skopeo", "inspect", "--raw", "--tls-verify=false", f"docker://{name}").out)
+    if statements == "true":
+        image, about = document["manifests"]
+        assert about["annotations"]["vnd.docker.reference.digest"] == image["digest"]
+        place = f"docker://{name.rpartition(':')[0]}"
+        told = json.loads(
+            both.run("skopeo", "inspect", "--raw", "--tls-verify=false", f"{place}@{about['digest']}").out
+        )
+        statement = json.loads(images.blob(registry.address, f"later/{client}-true", told["layers"][0]["digest"]))
+        assert {one["digest"]["sha256"] for one in statement["subject"]} == {image["digest"].partition(":")[2]}
+        document = json.loads(
+            both.run("skopeo", "inspect", "--raw", "--tls-verify=false", f"{place}@{image['digest']}").out
+        )
+    layers = document["layers"]
+    assert all(layer["mediaType"].endswith("gzip") for layer in layers) and 3 << 20 < layers[-2]["size"] < 4 << 20
+    assert not data.exists() and (content / "blobs/sha256" / plain).stat().st_size > 8 << 20
+    again = (both.docker if client == "docker" else both.teu)("push", name)
+    assert digest in again and "Pushed" not in again
+    both.docker("rmi", name)
+    both.docker("pull", "-q", f"{name.rpartition(':')[0]}@{digest}")
+    assert both.inspect(f"{name.rpartition(':')[0]}@{digest}")["Id"] == before["Id"]
+    both.docker("rmi", f"{name.rpartition(':')[0]}@{digest}")
+
+
 def test_digests_and_compressions_in_a_registry(both: Clients, registry: peers.Registry) -> None:
     both.dockerfile("FROM scratch\nCOPY file /file\n")
     name = f"{registry.address}/pushed/kinds"

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import json
 import tarfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -21,6 +22,8 @@ from teu.engine.engine import Engine
 from teu.engine.images import load, packing, removal, save
 from teu.engine.lifecycle import sweep
 from teu.engine.views import images as images_view
+from teu.oci import digest as digests
+from teu.oci import image_spec
 
 pytestmark = root_only
 
@@ -127,6 +130,58 @@ def test_what_is_pushed_is_compressed(engine: Engine) -> None:
     (layer,) = images.resolve("other").details.manifest["layers"]
     content.label(images.client, layer["digest"], content.source_label("registry.example", "other"))
     assert packing.packed(images, images.lookup("other")[0], NOBODY).target == others
+
+
+def test_what_is_said_of_an_image_is_said_of_the_compressed_one(engine: Engine) -> None:
+    """An index with statements, as a build makes it. Where one cannot be read the image is pushed as it is."""
+    images = engine.images
+    imported(engine, "docker.io/library/one:latest", file="text" * 1000)
+    manifest = images.resolve("one").target
+
+    def put(kind: str, document: Any) -> Any:
+        data = image_spec.encode(document)
+        content.put(images.client, data, None, content.children_labels(document) | {"containerd.io/gc.root": "1"})
+        return image_spec.descriptor(kind, data)
+
+    def index(statement: Any) -> Any:
+        layer = {**put(packing.STATEMENT, statement), "annotations": {"in-toto.io/predicate-type": "p"}}
+        config = put(image_spec.OCI_CONFIG, {"rootfs": {"type": "layers", "diff_ids": [layer["digest"]]}})
+        about = {"schemaVersion": 2, "mediaType": image_spec.OCI_MANIFEST, "config": config, "layers": [layer]}
+        told = {packing.REFERENCE_TYPE: "attestation-manifest", packing.REFERENCE_DIGEST: manifest["digest"]}
+        entries = [
+            {**manifest, "platform": {"os": "linux", "architecture": "amd64"}},
+            {**put(image_spec.OCI_MANIFEST, about), "annotations": told},
+            {**manifest, "digest": digests.of(b"elsewhere"), "platform": {"os": "linux", "architecture": "s390x"}},
+        ]
+        return put(image_spec.OCI_INDEX, {"schemaVersion": 2, "mediaType": image_spec.OCI_INDEX, "manifests": entries})
+
+    def read(descriptor: Any) -> Any:
+        return json.loads(content.read(images.client, descriptor["digest"]))
+
+    value = manifest["digest"].partition(":")[2]
+    subjects = [{"name": "_", "digest": {"sha256": value}}, {"name": "other", "digest": {"sha256": "0" * 64}}]
+    for number, bad in enumerate(({"subject": 3}, {"subject": [{}]}, {})):
+        target = index(bad)
+        images.set_name(f"docker.io/library/bad:{number}", target, manifest["digest"])
+        name = images.lookup(f"bad:{number}")[0]
+        assert packing.packed(images, name, NOBODY) == name
+    before = index({"_type": "t", "subject": subjects, "predicate": {"\u00fc": 1}})
+    images.set_name("docker.io/library/both:1", before, manifest["digest"])
+    name = packing.packed(images, images.lookup("both:1")[0], NOBODY)
+    assert name.target["digest"] != before["digest"] and name.target["mediaType"] == image_spec.OCI_INDEX
+    own, about, elsewhere = read(name.target)["manifests"]
+    assert own["platform"] == {"os": "linux", "architecture": "amd64"} and own["digest"] == name.meant
+    assert elsewhere["digest"] == digests.of(b"elsewhere")
+    (layer,) = read(own)["layers"]
+    assert layer["mediaType"] == image_spec.OCI_LAYER_GZIP
+    assert about["annotations"][packing.REFERENCE_DIGEST] == own["digest"]
+    (layer,) = read(about)["layers"]
+    assert read(read(about)["config"])["rootfs"]["diff_ids"] == [layer["digest"]]
+    assert layer["annotations"] == {"in-toto.io/predicate-type": "p"}
+    subjects[0]["digest"]["sha256"] = own["digest"].partition(":")[2]
+    assert read(layer) == {"_type": "t", "subject": subjects, "predicate": {"\u00fc": 1}}
+    assert images.resolve("both:1").id == images.resolve("one").id
+    assert packing.packed(images, name, NOBODY) == name
 
 
 def test_what_is_no_archive_of_images_is_refused(engine: Engine) -> None:

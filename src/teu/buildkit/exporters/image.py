@@ -3,8 +3,8 @@
 
 A name that pointed to another image is taken from it, which stays as one without a name, as the engine itself does it.
 moby is what clients of an engine ask for: the image is one to make containers of, and is kept without a name, too. Its
-layers are not compressed before somebody pushes them: then the engine does that. Statements and a cache in the image
-are of the layers' digests: with them they are compressed at once.
+layers are not compressed before somebody pushes them: then the engine does that. With a cache in the image, which is of
+the layers' digests, and for several platforms they are compressed at once.
 """
 
 from __future__ import annotations

@@ -167,9 +167,9 @@ class Assembly:
             self.task.warn("attestations need OCI media types: they are used though oci-mediatypes=false was asked for")
             compression = replace(self.options.compression, oci=True)
             self.options = replace(self.options, oci=True, compression=compression)
-        indexed = any(said) or bool(set(self.result.parts) - {""})
+        several = bool(set(self.result.parts) - {""})
         cached = any(self.result.named(INLINE_CACHE, one.id) is not None for one in named)
-        if self.options.plain and not indexed and not cached:
+        if self.options.plain and not several and not cached:
             compression = replace(self.options.compression, kind="uncompressed")
             self.options = replace(self.options, compression=compression)
         manifests = [self._manifest(one) for one in named]
@@ -178,7 +178,7 @@ class Assembly:
             for one, manifest, made in zip(named, manifests, said)
             if made
         ]
-        if indexed:
+        if attested or several:
             return self._index(manifests, attested)
         return Image(manifests[0].descriptor, tuple(manifests), blobs=self.blobs)
 

@@ -31,6 +31,8 @@ from teu.oci import digest as digests
 from teu.oci import image_spec, reference
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from teu.api.services.images.v1 import images_pb2
     from teu.config import Settings
     from teu.engine.core.events import Events
@@ -235,15 +237,17 @@ class Images:
             update.update_mask.paths.extend(["target", f"labels.{MEANT_LABEL}"])
             self.client.images.Update(update)
 
-    def exchange(self, before: Descriptor, target: Descriptor) -> None:
-        """Let all names that are `before` be the target, which is the same image."""
+    def exchange(self, before: Descriptor, target: Descriptor, manifests: Mapping[str, str]) -> None:
+        """Let all names that are `before` be the target, which is the same image. `manifests`: which of those that are
+        meant have become which."""
         from teu.api.services.images.v1 import images_pb2
 
         with unpack.exclusive("image names"):
             for name in self.names():
                 if name.target["digest"] == before["digest"]:
-                    update = images_pb2.UpdateImageRequest(image=_create_request(name.name, target, "").image)
-                    update.update_mask.paths.append("target")
+                    create = _create_request(name.name, target, manifests.get(name.meant, name.meant))
+                    update = images_pb2.UpdateImageRequest(image=create.image)
+                    update.update_mask.paths.extend(["target", f"labels.{MEANT_LABEL}"])
                     self.client.images.Update(update)
 
     def keep_dangling(self, lost: Name, instead: str = "") -> None:
