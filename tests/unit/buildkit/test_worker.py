@@ -634,6 +634,16 @@ def test_what_is_used_and_what_it_costs(house: House) -> None:
     assert house.worker.store.records() == []
 
 
+@pytest.mark.parametrize("lean", [True, False])
+def test_a_layer_that_is_in_its_snapshot_alone_costs_nothing(house: House, lean: bool) -> None:
+    top = house.saved(house.step(None, "b", "123"), "top")
+    made = top.layers(Compression("uncompressed"))
+    assert made is not None
+    if lean:
+        house.containerd.labels[made[0]["digest"]]["io.teu.content.lean"] = "true"
+    assert top.size() == 3 + (0 if lean else made[0]["size"])
+
+
 def test_what_was_just_made_was_just_used(house: House) -> None:
     """A prune by age leaves it, as it leaves what was just found."""
     data, lower = layer(a="1")

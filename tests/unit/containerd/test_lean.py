@@ -24,6 +24,7 @@ from teu.containerd.services.diff import TAR, Diff
 from teu.containerd.state import Context
 from teu.containerd.stores import lean
 from teu.linux import trees
+from teu.oci.labels import LEAN
 
 pytestmark = root_only
 
@@ -95,7 +96,7 @@ def test_a_large_file_is_written_when_it_is_read(house: House) -> None:
     made = house.diff()
     assert house.taken() - before < 200_000 < len(LARGE) < made.size
     info = house.context.content.info("n", made.digest)
-    assert (info.size, info.labels) == (made.size, {})
+    assert (info.size, info.labels) == (made.size, {LEAN: "true"})
     assert house.diff() == made, "again, it is there"
     assert house.lean == [made.digest.partition(":")[2]] and not os.listdir(house.root / "root/content/ingest")
     data = house.read(made.digest)
@@ -109,6 +110,7 @@ def test_a_large_file_is_written_when_it_is_read(house: House) -> None:
 
     assert gzip.decompress(house.read(plain.digest)) == data
     assert not house.lean, "it is a blob as any other now"
+    assert not house.context.content.info("n", made.digest).labels
     assert house.read(made.digest) == data and house.diff() == made and not house.lean
 
 
@@ -183,6 +185,7 @@ def test_the_same_written_in_whole_takes_its_place(house: House) -> None:
         writer.write(whole)
         writer.commit(0, "", {})
     assert not house.lean and house.read(made.digest) == whole
+    assert not content.info("n", made.digest).labels
 
 
 def test_files_that_are_not_the_same_any_more(house: House) -> None:

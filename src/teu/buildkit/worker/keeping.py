@@ -25,6 +25,7 @@ from teu.buildkit.worker.names import Names
 from teu.buildkit.worker.records import DIFF, MERGE, SYNCED, Entry, Records, chain
 from teu.buildkit.worker.snapshots import Info
 from teu.buildkit.worker.trees import Trees
+from teu.oci.labels import LEAN
 
 log = logging.getLogger("teu.buildkit")
 
@@ -211,7 +212,9 @@ class Keeping:
         for blob in (entry.blob, *(entry.details.get("blobs") or {}).values()):
             if blob is not None:
                 with suppress(errors.NotFound):
-                    size += self.trees.content.size(str(blob["digest"]))
+                    info = self.trees.content.info(str(blob["digest"]))
+                    if LEAN not in info.labels:
+                        size += int(info.size)
         return size
 
     # After a crash

@@ -31,10 +31,11 @@ from teu.containerd.core.digests import is_digest
 from teu.containerd.core.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, Unavailable
 from teu.containerd.core.events import Exchange
 from teu.containerd.core.filters import Adaptor, in_map, parse_all
-from teu.containerd.core.rows import Row, must_be_whole
+from teu.containerd.core.rows import Row, must_be_whole, plain_labels
 from teu.containerd.stores.lean import Lean, Lent
 from teu.containerd.stores.leases import Leases
 from teu.linux import trees, writeback
+from teu.oci.labels import LEAN
 
 log = logging.getLogger("teu.containerd.content")
 
@@ -137,7 +138,21 @@ class Content:
                 except FileNotFoundError:
                     raise NotFound(f"content digest {digest}") from None  # it was removed meanwhile
                 fsync_directory(os.path.dirname(target))
-                self.lean.forget(digest)
+                self._not_lean(digest)
+
+    def _not_lean(self, digest: str) -> None:
+        """It is whole now."""
+        with self._database.transaction(durable=False) as execute:
+            for namespace, text in execute(
+                "SELECT namespace, labels FROM blobs WHERE digest = ?", (digest,)
+            ).fetchall():
+                labels = plain_labels(text)
+                if labels and labels.pop(LEAN, None):
+                    execute(
+                        "UPDATE blobs SET labels = ? WHERE namespace = ? AND digest = ?",
+                        (dump_labels(labels), namespace, digest),
+                    )
+        self.lean.forget(digest)
 
     def find(self, namespace: str, filters: Sequence[str] = ()) -> Iterator[content_pb2.Info]:
         """Info of the blobs that one of the filters lets through, by digest; all of them without filters."""
@@ -310,7 +325,7 @@ class Content:
     def commit(self, writer: Writer, size: int, expected: str, labels: dict[str, str]) -> str:
         """`Writer.commit`, the part that belongs to the store."""
         namespace, digest = writer.namespace, writer.digest
-        encoded_labels = dump_labels(labels)
+        dump_labels(labels)  # raises what is wrong with them
         exists = False
         with self._place_lock:
             target = self.path(digest)
@@ -323,7 +338,11 @@ class Content:
                 else:
                     os.rename(data, target)
                     fsync_directory(os.path.dirname(target))
-                    self.lean.forget(digest)
+                    if digest in self.lean:
+                        self._not_lean(digest)
+            if digest in self.lean:
+                labels = {**labels, LEAN: "true"}
+            encoded_labels = dump_labels(labels)
             stamp = now()
             with self._database.transaction() as execute:
                 self._database.ensure_namespace(namespace)
