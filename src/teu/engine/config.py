@@ -151,6 +151,13 @@ KEYS = (
     Key("exec-root", path, "/run/teu/engine", "state that a reboot ends: FIFOs, network namespaces"),
     Key("log-level", one_of(*LEVELS), "info", "least level of teud's own messages", reload=True),
     Key("storage-driver", text, "overlayfs", "snapshotter of containerd for images and containers"),
+    Key(
+        "image-ids",
+        one_of("config", "target"),
+        "config",
+        "what names an image: the digest of its configuration, or of the manifest or index that its name stands for, as"
+        " since docker keeps images in containerd",
+    ),
     Key("default-runtime", text, "io.containerd.teu.v2", "runtime of containers that name none", reload=True),
     Key("runtimes", map_of(text), {}, "short names for runtimes of containerd, for --runtime", reload=True),
     Key(

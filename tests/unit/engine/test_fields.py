@@ -219,8 +219,6 @@ def test_the_table_knows_the_routes() -> None:
         "/exec/{identity}/start",
         "/exec/{identity}/json",
         "/images/search",
-        "/images/{name:path}/json",
-        "/images/{name:path}/history",
         "/distribution/{name:path}/json",
         "/networks/create",
         "/networks/{name}",

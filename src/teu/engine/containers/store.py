@@ -11,6 +11,7 @@ import logging
 import re
 import secrets
 import threading
+from collections.abc import Set
 
 from teu.engine.containers import names, records
 from teu.engine.containers.boot import Boot
@@ -188,9 +189,9 @@ class Containers:
                 name = f"{names.pick()}{secrets.randbelow(1000)}"
             return name
 
-    def using_image(self, image_id: str) -> list[Container]:
-        """The containers that were made of this image, by its id."""
-        return [container for container in self.all() if container.image_id == image_id]
+    def using_image(self, ids: Set[str]) -> list[Container]:
+        """The containers that were made of the image that has these ids."""
+        return [container for container in self.all() if container.image_id in ids]
 
     def using_network(self, name_or_id: str) -> list[Container]:
         """The containers that are on this network, or will be when they start."""

@@ -564,6 +564,7 @@ PARAMETERS: dict[tuple[str, str], dict[str, Parameter]] = {
         "filters": _FILTERS,
         "shared-size": _FLAG,
         "digests": Parameter("flag", MEANINGLESS),  # they are told in any case, as by the real daemon
+        "manifests": _FLAG,
     },
     ("POST", "/images/create"): {
         "fromImage": _TEXT,
@@ -574,13 +575,15 @@ PARAMETERS: dict[tuple[str, str], dict[str, Parameter]] = {
         "changes": _TEXT,
         "platform": _TEXT,
     },
-    ("GET", "/images/{name:path}/get"): {},
-    ("GET", "/images/get"): {"names": _TEXT},
-    ("POST", "/images/load"): {"quiet": _FLAG},
+    ("GET", "/images/{name:path}/json"): {"platform": _TEXT, "manifests": _FLAG},
+    ("GET", "/images/{name:path}/history"): {"platform": _TEXT},
+    ("GET", "/images/{name:path}/get"): {"platform": _TEXT},
+    ("GET", "/images/get"): {"names": _TEXT, "platform": _TEXT},
+    ("POST", "/images/load"): {"quiet": _FLAG, "platform": _TEXT},
     ("POST", "/images/prune"): {"filters": _FILTERS},
     ("POST", "/images/{name:path}/tag"): {"repo": _TEXT, "tag": _TEXT},
-    ("POST", "/images/{name:path}/push"): {"tag": _TEXT},
-    ("DELETE", "/images/{name:path}"): {"force": _FLAG, "noprune": _FLAG},
+    ("POST", "/images/{name:path}/push"): {"tag": _TEXT, "platform": _TEXT},
+    ("DELETE", "/images/{name:path}"): {"force": _FLAG, "noprune": _FLAG, "platforms": _TEXT},
     ("GET", "/networks"): {"filters": _FILTERS},
     ("GET", "/networks/{name}"): {"verbose": _IDLE, "scope": _TEXT},  # verbose: of swarm
     ("POST", "/networks/prune"): {"filters": _FILTERS},

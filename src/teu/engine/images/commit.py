@@ -41,7 +41,7 @@ def commit(
     client, snapshotter = images.client, images.snapshotter
     name = str(reference.parse(tag).with_default_tag()) if tag else ""
     try:
-        base = images.resolve(container.image_id)
+        base = images.of_container(container.image_id, container.chain_id)
         base_config, base_layers = base.config, list(base.details.manifest["layers"])
     except (NotFound, containerd.NotFound) as error:
         if container.chain_id:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from teu.engine.backend import containerd, content
@@ -17,14 +17,14 @@ from teu.engine.backend.containerd import Client
 from teu.engine.core.departure import NOBODY, Departure
 from teu.engine.core.errors import BadRequest, NotFound
 from teu.engine.core.times import timestamp
-from teu.engine.images import instructions, unpack
+from teu.engine.images import instructions, platforms, unpack
 from teu.oci import archive, image_spec, reference
 from teu.oci import digest as digests
 
 if TYPE_CHECKING:
     from teu.engine.images.store import Details, Images, Name
     from teu.engine.images.transfer import Message
-    from teu.oci.image_spec import ContainerConfig, Descriptor, ImageConfig, Manifest
+    from teu.oci.image_spec import ContainerConfig, Descriptor, ImageConfig, Manifest, Platform
     from teu.oci.jsontext import Json
 
 
@@ -70,9 +70,14 @@ class Store:
 
 
 def load(
-    images: Images, stream: archive.Stream, quiet: bool = False, departure: Departure = NOBODY
+    images: Images,
+    stream: archive.Stream,
+    quiet: bool = False,
+    departure: Departure = NOBODY,
+    wanted: Sequence[Platform] = (),
 ) -> Iterator[Message]:
-    """Messages of `docker load`; unless `quiet`, also of the layers."""
+    """Messages of `docker load`; unless `quiet`, also of the layers. Of an index all that the archive has, or the
+    platforms that are wanted."""
     with images.client.lease() as lease:
         store = Store(images.client, lease, departure)
         try:
@@ -81,7 +86,8 @@ def load(
             raise BadRequest(str(error)) from None
         for image in found:
             told: list[Message] = []
-            details = settle(images, image.target, lease, departure, None if quiet else told.append)
+            only = _wanted(images, image, wanted)
+            details = settle(images, image.target, lease, departure, None if quiet else told.append, only)
             yield from told
             for name in image.names:
                 before = images.get_name(name)
@@ -92,6 +98,8 @@ def load(
                 yield {"stream": f"Loaded image: {reference.parse(name).familiar()}\n"}
             if not image.names:
                 yield {"stream": f"Loaded image ID: {details.id}\n"}
+    if wanted:
+        images.collect()  # what else the archive had
 
 
 def _renaming(images: Images, before: Name | None, image_id: str) -> Iterator[Message]:
@@ -115,15 +123,18 @@ def settle(
     lease: str,
     departure: Departure = NOBODY,
     tell: Callable[[Message], None] | None = None,
+    only: Sequence[str] = (),
 ) -> Details:
-    """Label a stored image's documents so that it keeps its parts, and unpack it. Returns its Details."""
+    """Label a stored image's documents so that it keeps its parts, and unpack it. Returns its Details. `only`: of an
+    index these manifests, and the first is meant."""
+    images.forget(target["digest"])
     try:
-        details = images.details(target)
+        details = images.details(target, meant=only[0] if only else "")
         document = images.document(target["digest"], "manifest")
     except image_spec.SpecError as error:
         raise BadRequest(str(error)) from None
     if details.manifest_digest != target["digest"]:
-        _label_below(images, target["digest"], document)
+        _label_below(images, target["digest"], document, only)
     else:
         content.label(images.client, target["digest"], content.children_labels(details.manifest))
     content.check_sizes(images.client, [details.manifest["config"], *details.manifest["layers"]])
@@ -149,8 +160,24 @@ def _progress(details: Details, tell: Callable[[Message], None], number: int, ph
         tell({"status": "Loading layer", "progressDetail": {"current": size, "total": size}, "id": shown})
 
 
-def _label_below(images: Images, digest: str, document: dict[str, Json]) -> None:
-    """An index keeps those of its manifests that are here, and they what is here of theirs, however deep they are."""
+def _wanted(images: Images, image: archive.ArchiveImage, wanted: Sequence[Platform]) -> list[str]:
+    """The manifests of the platforms that are wanted, and what attests them; none where all are."""
+    if not wanted:
+        return []
+    parts = platforms.parts(images.client, image.target)
+    found = []
+    for platform in wanted:
+        best = next((part for part in platforms.fitting(parts, platform) if part.whole), None)
+        if best is None:
+            shown = ", ".join(reference.parse(name).familiar() for name in image.names) or image.target["digest"]
+            raise NotFound(f"{shown} has nothing for {platform} in this archive, but {platforms.names_of(parts)}")
+        found.append(best.digest)
+    return [*found, *(part.digest for part in parts if part.attests in found)]
+
+
+def _label_below(images: Images, digest: str, document: dict[str, Json], only: Sequence[str] = ()) -> None:
+    """An index keeps those of its manifests that are here (of the ones in `only`, if given), and they what is here of
+    theirs, however deep they are."""
     waiting = [(digest, document)]
     seen: set[str] = set()
     while waiting:
@@ -162,11 +189,18 @@ def _label_below(images: Images, digest: str, document: dict[str, Json]) -> None
             key: child
             for key, child in content.children_labels(document).items()
             if content.exists(images.client, child)
+            and (
+                not only or child in only or not key.startswith(f"{content.GC_CONTENT}.m.") or _is_index(images, child)
+            )
         }
         content.label(images.client, digest, present)
         for key, child in present.items():
             if key.startswith(f"{content.GC_CONTENT}.m."):
                 waiting.append((child, images.document(child, "manifest")))
+
+
+def _is_index(images: Images, digest: str) -> bool:
+    return image_spec.media_type_of(images.document(digest, "manifest")) in image_spec.INDEXES
 
 
 def store_image(

@@ -10,17 +10,22 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, TypedDict
 
-from teu.engine.backend import containerd
+from teu.engine.backend import containerd, content
 from teu.engine.core.errors import BadRequest, Conflict, EngineError, NotFound
 from teu.engine.core.filters import filter_moment, flag_filter, labels_match
 from teu.engine.core.times import moment_of
-from teu.engine.images import unpack
+from teu.engine.images import platforms, unpack
 from teu.engine.images.store import DANGLING
+from teu.oci import image_spec
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from teu.engine.containers.model import Container
     from teu.engine.containers.store import Containers
+    from teu.engine.images.platforms import Part
     from teu.engine.images.store import Images, Name
+    from teu.oci.image_spec import Platform
 
 log = logging.getLogger("teu.engine")
 
@@ -53,9 +58,12 @@ def _remove(images: Images, containers: Containers, text: str, force: bool) -> R
         raise
     except (containerd.Error, NotFound) as error:
         return _remove_broken(images, found, error)
-    names = images.of_id(image_id)
+    every = images.by_id()
+    names = every.get(image_id, [])
+    if not names:
+        raise NotFound(f"No such image: {text}: it is a platform of another image; remove it with --platform")
     records: Records = []
-    users = containers.using_image(image_id)
+    users = containers.using_image(_ids(images, image_id, names, every))
     tagged = [name for name in names if name.reference]
     given = found.reference
     if not by_id and given is not None and not _is_id_prefix(text, image_id):
@@ -108,6 +116,68 @@ def _remove_broken(images: Images, name: Name, error: Exception) -> Records:
     return records or [{"Untagged": name.name}]
 
 
+def _ids(images: Images, image_id: str, names: list[Name], every: Collection[str]) -> set[str]:
+    """Of the image with these names, by what containers know it; `every` are the ids of all images."""
+    return {image_id, *(known for known in images.ids(names) if known not in every)}
+
+
+def users_of(containers: Containers, part: Part, chains: list[str]) -> list[Container]:
+    """The containers that were made of this platform of an image, whose layers have these chain ids."""
+    ids = {part.target, *((part.manifest["config"]["digest"],) if part.manifest else ())}
+    top = chains[-1] if chains else ""
+    return [container for container in containers.using_image(ids) if container.chain_id == top]
+
+
+def remove_platforms(
+    images: Images, containers: Containers, text: str, wanted: list[Platform], force: bool = False
+) -> Records:
+    """DELETE /images/{name}?platforms=: what is here of the image for these platforms, and what attests it; the image
+    stays with the others. Raises NotFound, BadRequest where nothing would be left, and Conflict."""
+    with unpack.exclusive("image removal"):
+        found, _ = images.lookup(text)
+        parts = images.parts(found)
+        going = [part for platform in wanted for part in _exactly(parts, platform, text)]
+        digests = {part.digest for part in going}
+        if not any(part.kind == platforms.IMAGE and part.manifest and part.digest not in digests for part in parts):
+            raise BadRequest(f"{text} has no other platform here: remove the image itself")
+        for part in going:
+            users = users_of(containers, part, platforms.chains(images.client, part))
+            _check_users(part.digest, users, force)
+        for part in [*going, *(part for part in parts if part.attests in digests)]:
+            _forget_part(images, part)
+        for name in images.names():
+            if name.target["digest"] == found.target["digest"] and name.meant in digests:
+                images.unmean(name)
+        images.forget(found.target["digest"])
+        images.collect()
+        records = [{"Deleted": part.digest} for part in going]
+        for part in going:
+            images.events.publish("image", "delete", part.digest, {"name": text})
+        return records
+
+
+def _exactly(parts: list[Part], platform: Platform, text: str) -> list[Part]:
+    found = [
+        part
+        for part in platforms.fitting(parts, platform)
+        if part.manifest and part.platform and image_spec.platform_rank(platform, part.platform) == 0
+    ]
+    if not found:
+        raise NotFound(f"{text} has nothing for {platform} here, but {platforms.names_of(parts)}")
+    return found
+
+
+def _forget_part(images: Images, part: Part) -> None:
+    """The index above it keeps it no longer."""
+    if not part.manifest or not part.way:
+        return
+    labels = content.info(images.client, part.way[-1]).labels
+    gone = {
+        key: "" for key, value in labels.items() if key.startswith(f"{content.GC_CONTENT}.m.") and value == part.digest
+    }
+    content.label(images.client, part.way[-1], gone)
+
+
 def _is_id_prefix(text: str, image_id: str) -> bool:
     return image_id.startswith(text) or image_id.removeprefix("sha256:").startswith(text)
 
@@ -145,9 +215,8 @@ def _delete(images: Images, containers: Containers, image_id: str, names: list[N
     for other_id, (other, _) in images.all().items():
         if other_id != image_id:
             shared.update(other.chains)
-    for container in containers.all():
-        if container.image_id == image_id:
-            shared.update(details.chains)
+    if containers.using_image({image_id}):
+        shared.update(details.chains)
     for position, name in enumerate(names):
         images.remove_name(name.name, sync=position == len(names) - 1)
     records.append({"Deleted": image_id})
@@ -176,7 +245,8 @@ def prune(images: Images, containers: Containers, filters: dict[str, list[str]])
     records: Records = []
     freed = 0
     with unpack.exclusive("image removal"):
-        for image_id, (details, names) in images.all().items():
+        every = images.all()
+        for image_id, (details, names) in every.items():
             if only_dangling is not False and any(name.reference for name in names):
                 continue
             labels = (details.config.get("config") or {}).get("Labels") or {}
@@ -186,7 +256,7 @@ def prune(images: Images, containers: Containers, filters: dict[str, list[str]])
                 continue
             if any(moment_of(details.config.get("created")) > limit for limit in until):
                 continue
-            if containers.using_image(image_id):
+            if containers.using_image(_ids(images, image_id, names, every)):
                 continue
             sizes = {chain: images.layer_size(chain) for chain in details.chains}
             try:

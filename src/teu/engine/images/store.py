@@ -1,17 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """Images as the engine sees them: names in containerd's image store, ids as docker's users know them.
 
-An image's id is the digest of its configuration. containerd keeps names, each with a target (a manifest or
-an index); ids are found by looking through the targets, whose documents never change and are remembered.
+containerd keeps names, each with a target (a manifest or an index). With `image-ids: config` an image's id is the
+digest of its configuration, as docker's users have known it; with `image-ids: target` it is the target's digest, as
+since docker keeps images in containerd. Ids are found by looking through the targets, whose documents never change and
+are remembered.
 An image that lost its last tag, or that never had one, is kept under the name `dangling@DIGEST`.
 
     docker.io/library/busybox:latest          a tag
     docker.io/library/busybox@sha256:...      pulled by digest
     dangling@sha256:...                       <none>
 
-As with docker, a name is one image, of one platform. Where its target is an index, the label io.teu.image.manifest of
-the name says which of its manifests is meant: the one that was pulled or loaded. Names that other clients of containerd
-have made have no such label: there the host's platform counts, then whichever is here.
+Where a target is an index, any number of its manifests may be here (platforms.py). With ids of configurations a name
+is one image, of one platform: the label io.teu.image.manifest of the name says which of them is meant: the one that was
+pulled or loaded last. Names that other clients of containerd have made have no such label: there the host's platform
+counts, then whichever is here. So it is for every name with ids of targets, where the label is written and not read.
 
 Called by routes/images, by create and commit of containers, and by info and df.
 """
@@ -21,17 +24,19 @@ from __future__ import annotations
 import contextlib
 import re
 import threading
+import uuid
 from typing import TYPE_CHECKING, NamedTuple
 
 from teu import grpcclient
 from teu.engine.backend import containerd, content
 from teu.engine.core.errors import BadRequest, NotFound
-from teu.engine.images import unpack
+from teu.engine.images import platforms, unpack
+from teu.engine.images.platforms import INDEX_DEPTH
 from teu.oci import digest as digests
 from teu.oci import image_spec, reference
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from teu.api.services.images.v1 import images_pb2
     from teu.config import Settings
@@ -41,7 +46,6 @@ if TYPE_CHECKING:
 
 DANGLING = "dangling@"
 MEANT_LABEL = "io.teu.image.manifest"
-INDEX_DEPTH = 16  # of indexes in indexes
 _HEX = re.compile(r"(?:sha256:)?[0-9a-f]{1,64}\Z")
 
 
@@ -53,6 +57,11 @@ class Details(NamedTuple):
     manifest: Manifest
     manifest_digest: str
     chains: list[str]
+
+    @property
+    def config_digest(self) -> str:
+        """Of the configuration, whatever the id is."""
+        return self.manifest["config"]["digest"]
 
     @property
     def chain_id(self) -> str:
@@ -67,6 +76,7 @@ class Name(NamedTuple):
     target: Descriptor
     labels: dict[str, str]
     updated: float
+    chosen: str = ""  # a manifest that the user has named by its digest
 
     @property
     def meant(self) -> str:
@@ -134,6 +144,7 @@ class Images:
         self.events = events
         self.settings = settings
         self.snapshotter: str = settings["storage-driver"]
+        self.by_target = settings["image-ids"] == "target"
         self._lock = threading.Lock()
         self._details: dict[tuple[str, str, str], Details] = {}
         self._sizes: dict[str, int] = {}
@@ -142,28 +153,41 @@ class Images:
 
     def document(self, digest: str, what: str) -> dict[str, Json]:
         """A JSON object of the content store, of which nobody has looked yet at what it says."""
-        return image_spec.decode(content.read(self.client, digest), what)
+        return platforms.document(self.client, digest, what)
 
     def of(self, name: Name) -> Details:
         """What a name stands for. Raises NotFound."""
-        return self.details(name.target, meant=name.meant)
+        return self.details(name.target, meant=self._meant(name))
+
+    def _meant(self, name: Name) -> str:
+        return name.chosen or ("" if self.by_target else name.meant)
 
     def details(self, target: Descriptor, platform: image_spec.Platform | None = None, meant: str = "") -> Details:
-        """Of the manifest that is meant, else of the one for the platform. Raises NotFound where that is not here."""
+        """Of the manifest that is meant, unless it is not for the platform that is asked for; else of the one for the
+        platform. Raises NotFound where that is not here."""
         key = (target["digest"], meant, str(platform or ""))
         known = self._details.get(key)
         if known:
             return known
         try:
-            if meant and meant != target["digest"]:
-                found = self._of_manifest(self.document(meant, "manifest"), meant, platform)
-            else:
-                found = self._read_details(target, platform)
+            found = self._find_details(target, platform, meant)
         except image_spec.SpecError as error:
             raise containerd.Error(f"image {target['digest']}: {error}") from None
+        if self.by_target:
+            found = found._replace(id=target["digest"])
         with self._lock:
             self._details[key] = found
         return found
+
+    def _find_details(self, target: Descriptor, platform: image_spec.Platform | None, meant: str) -> Details:
+        if not meant or meant == target["digest"]:
+            return self._read_details(target, platform)
+        try:
+            return self._of_manifest(self.document(meant, "manifest"), meant, platform)
+        except (containerd.NotFound, NotFound):
+            if platform is None:
+                raise
+            return self._read_details(target, platform)
 
     def _read_details(self, target: Descriptor, platform: image_spec.Platform | None) -> Details:
         waiting = [(target, 0)]
@@ -185,7 +209,8 @@ class Images:
             if depth < INDEX_DEPTH:
                 candidates = image_spec.choose(entries, platform or image_spec.host_platform())
                 if not platform:
-                    candidates += [one for one in entries if one not in candidates]
+                    others = [one for one in entries if one not in candidates and not platforms.attested(one)]
+                    candidates += others
                 waiting += [(one, depth + 1) for one in reversed(candidates)]
         raise NotFound(f"no manifest of {target['digest']} for {platform or image_spec.host_platform()} is here")
 
@@ -224,6 +249,7 @@ class Images:
         from teu.api.services.images.v1 import images_pb2
 
         request = _create_request(name, target, meant)
+        self.forget(target["digest"])
         with unpack.exclusive("image names"):
             try:
                 self.client.images.Create(request)
@@ -249,6 +275,17 @@ class Images:
                     update = images_pb2.UpdateImageRequest(image=create.image)
                     update.update_mask.paths.extend(["target", f"labels.{MEANT_LABEL}"])
                     self.client.images.Update(update)
+
+    def unmean(self, name: Name) -> None:
+        """The manifest that a name means is no longer here: the host's platform counts, or one without a tag goes."""
+        from teu.api.services.images.v1 import images_pb2
+
+        if name.reference is None:
+            self.remove_name(name.name)
+            return
+        request = images_pb2.UpdateImageRequest(image=_create_request(name.name, name.target, "").image)
+        request.update_mask.paths.append(f"labels.{MEANT_LABEL}")
+        self.client.images.Update(request)
 
     def keep_dangling(self, lost: Name, instead: str = "") -> None:
         """`lost` is about to be the image `instead`: keep the one that it is, unless another name still has it."""
@@ -289,6 +326,22 @@ class Images:
                 if key[0] == found.target["digest"] or kin is None or details.manifest_digest in kin:
                     del self._details[key]
 
+    def collect(self) -> None:
+        """Have containerd free now what nothing keeps any more."""
+        from teu.api.services.leases.v1 import leases_pb2
+
+        identity = f"teud-{uuid.uuid4().hex}"
+        with self.client.making(identity):
+            self.client.leases.Create(leases_pb2.CreateRequest(id=identity))
+            request = leases_pb2.DeleteRequest(id=identity, sync=True)
+            self.client.leases.Delete(request, timeout=containerd.COLLECT_SECONDS)
+
+    def forget(self, target: str) -> None:
+        """What is here of a target has changed, so what was found for a platform may no longer be the best."""
+        with self._lock:
+            for key in [key for key in self._details if key[0] == target]:
+                del self._details[key]
+
     def _kin(self, target: Descriptor) -> set[str] | None:
         """The manifests that may go with a target; None where nobody can say. An index that has one of them may be
         another platform's image then. What was read of all others stays true: else many removals would each read all
@@ -306,7 +359,7 @@ class Images:
 
     def _release(self, name: Name) -> None:
         """An index keeps those of its manifests that were pulled: no longer the one of a name that goes."""
-        if not name.meant or name.meant == name.target["digest"]:
+        if self.by_target or not name.meant or name.meant == name.target["digest"]:
             return
         for other in self.names():
             same = other.target["digest"] == name.target["digest"]
@@ -377,16 +430,30 @@ class Images:
                 raise BadRequest(str(error)) from None
         return self.image(name, wanted, text)
 
+    def of_container(self, image_id: str, chain_id: str) -> Image:
+        """What a container was made of: of the image with this id, the platform whose layers are this chain. Raises
+        NotFound, BadRequest."""
+        name, _ = self.lookup(image_id)
+        image = self.image(name, asked=image_id)
+        if image.chain_id == chain_id:
+            return image
+        for part in self.parts(name):
+            chains = platforms.chains(self.client, part)
+            if chains and chains[-1] == chain_id:
+                return self.image(name._replace(chosen=part.digest))
+        return image
+
     def image(self, name: Name, platform: image_spec.Platform | None = None, asked: str = "") -> Image:
         """The image that a name stands for on a platform (this host's, unless given); `asked` is the user's word for
         it. Raises NotFound."""
         try:
-            details = self.details(name.target, platform, name.meant)
+            details = self.details(name.target, platform, self._meant(name))
         except (containerd.NotFound, NotFound) as error:
             if platform:
+                here = platforms.names_of(self.parts(name))
                 raise NotFound(
                     f"image with reference {asked or name.name} was found but does not match the specified "
-                    f"platform: wanted {platform}, {error}"
+                    f"platform: wanted {platform}, actual: {here}"
                 ) from None
             raise NotFound(f"No such image: {asked or name.name}: {error}") from None
         size = self.size(details)
@@ -402,7 +469,7 @@ class Images:
             for name in self.names():
                 if name.target["digest"] == full:
                     return name, True
-            raise NotFound(f"No such image: {text}")
+            return self._by_part(full, text), True
         if text.startswith("sha256:"):
             return self._by_prefix(text, text)
         try:
@@ -416,6 +483,36 @@ class Images:
             return found, False
         return self._by_prefix(text, parsed.with_default_tag().familiar())
 
+    def _by_part(self, digest: str, shown: str) -> Name:
+        """The name of whose target a manifest or its configuration has the digest: as an image of that platform."""
+        for name in self.names():
+            for part in self.parts(name):
+                if part.manifest and digest in (part.digest, part.manifest["config"]["digest"]):
+                    return name._replace(chosen=part.digest)
+        raise NotFound(f"No such image: {shown}")
+
+    def parts(self, name: Name, sizes: bool = False) -> list[platforms.Part]:
+        """The manifests below a name's target; none where that cannot be read."""
+        try:
+            return platforms.parts(self.client, name.target, sizes)
+        except containerd.Unavailable:
+            raise
+        except (containerd.Error, NotFound, image_spec.SpecError):
+            return []
+
+    def ids(self, names: Iterable[Name]) -> set[str]:
+        """By which ids containers may know what these names have: of targets and of configurations, whichever
+        `image-ids` said when they were made, and of each platform that is here."""
+        found: set[str] = set()
+        for name in {name.target["digest"]: name for name in names}.values():
+            found.add(name.target["digest"])
+            known = self._details.get((name.target["digest"], self._meant(name), ""))
+            if known and known.manifest_digest == name.target["digest"]:
+                found.add(known.config_digest)
+            else:
+                found.update(part.manifest["config"]["digest"] for part in self.parts(name) if part.manifest)
+        return found
+
     def _by_digest(self, parsed: reference.Reference) -> Name:
         found = self.get_name(f"{parsed.name}@{parsed.digest}")
         if found:
@@ -425,13 +522,9 @@ class Images:
             if own and own.name == parsed.name:
                 if name.target["digest"] == parsed.digest:
                     return name
-                try:
-                    if self.of(name).manifest_digest == parsed.digest:
-                        return name
-                except containerd.Unavailable:
-                    raise
-                except (containerd.Error, NotFound):
-                    continue
+                part = next((part for part in self.parts(name) if part.manifest and part.digest == parsed.digest), None)
+                if part:
+                    return name._replace(chosen=part.digest)
         raise NotFound(f"No such image: {parsed.familiar()}")
 
     def _by_prefix(self, text: str, shown: str) -> tuple[Name, bool]:
@@ -464,8 +557,12 @@ class Images:
         return int(usage.size)
 
     def repo_digests(self, names: list[Name]) -> list[str]:
-        """name@digest for the repositories that the targets are known to come from or have gone to."""
+        """name@digest for the repositories that the targets are known to come from or have gone to; with ids of targets
+        for all, as what a push would make of them is known."""
         result = set()
+        if self.by_target:
+            names_of = {(own.familiar_name, name.target["digest"]) for name in names if (own := name.reference)}
+            return sorted(f"{name}@{digest}" for name, digest in names_of)
         for target in {name.target["digest"] for name in names}:
             try:
                 labels = content.info(self.client, target).labels
@@ -501,7 +598,8 @@ class Images:
     def keep_snapshot(self, details: Details) -> None:
         """The configuration keeps the unpacked chain from now on."""
         if details.chain_id:
-            content.label(self.client, details.id, {content.GC_SNAPSHOT + self.snapshotter: details.chain_id})
+            label = content.GC_SNAPSHOT + self.snapshotter
+            content.label(self.client, details.config_digest, {label: details.chain_id})
 
     def count(self) -> int:
         """How many images there are, whatever their names."""

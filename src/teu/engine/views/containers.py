@@ -111,23 +111,23 @@ class _ImageNames:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._known: dict[str, str] = {}
+        self._known: dict[tuple[str, str], bool] = {}
         self._names: dict[str, Name] | None = None
         self._down = False
 
     def shown(self, container: Container) -> str:
         name, image_id = container.config.image, container.image_id
-        if name != image_id and name not in self._known:
+        if name != image_id and (name, image_id) not in self._known:
             try:
-                self._known[name] = self._image_of(name)
+                self._known[name, image_id] = self._is(name, image_id)
             except containerd.Unavailable:
                 self._down = True
-                self._known[name] = image_id
+                self._known[name, image_id] = True
             except EngineError:
-                self._known[name] = ""
-        return name if self._known.get(name, image_id) == image_id else image_id
+                self._known[name, image_id] = False
+        return name if self._known.get((name, image_id), True) else image_id
 
-    def _image_of(self, text: str) -> str:
+    def _is(self, text: str, image_id: str) -> bool:
         images = self._engine.images
         if self._down:
             raise containerd.Unavailable("containerd did not answer")
@@ -137,7 +137,8 @@ class _ImageNames:
             found = self._names.get(str(parse_reference(text).with_default_tag()))
         except BadRequest:
             found = None  # an id
-        return images.of(found or images.lookup(text)[0]).id
+        found = found or images.lookup(text)[0]
+        return images.of(found).id == image_id or image_id in images.ids([found])
 
 
 def summary(container: Container, image: str, names: Iterable[str] = ()) -> dict[str, object]:
@@ -278,7 +279,7 @@ def _ancestors(engine: Engine, names: list[str]) -> set[str]:
     found = set()
     for name in names:
         try:
-            found.add(engine.images.resolve(name).id)
+            found |= engine.images.ids([engine.images.lookup(name)[0]])
         except NotFound:
             continue
     return found
@@ -334,7 +335,7 @@ def prune_matches(container: Container, filters: dict[str, list[str]]) -> bool:
 def _sizes(engine: Engine, container: Container) -> dict[str, int]:
     own = snapshots.size(engine, container)
     try:
-        image = engine.images.resolve(container.image_id).size
+        image = engine.images.of_container(container.image_id, container.chain_id).size
     except (NotFound, BadRequest):
         image = 0
     return {"SizeRw": own, "SizeRootFs": own + image}

@@ -5,18 +5,22 @@ from __future__ import annotations
 
 import fnmatch
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
+from teu.engine.backend import content
 from teu.engine.core.errors import BadRequest, EngineError
 from teu.engine.core.filters import filter_moment, flag_filter, labels_match
 from teu.engine.core.times import moment_of, seconds
+from teu.engine.images import platforms, removal
+from teu.oci import image_spec
 
 if TYPE_CHECKING:
     from typing import NotRequired, TypedDict
 
     from teu.engine.engine import Engine
+    from teu.engine.images.platforms import Part
     from teu.engine.images.store import Details, Image, Name
-    from teu.oci.image_spec import ContainerConfig, ImageConfig
+    from teu.oci.image_spec import ContainerConfig, Descriptor, ImageConfig
 
     class ImageSummary(TypedDict):
         """The API's, as in a list."""
@@ -31,6 +35,8 @@ if TYPE_CHECKING:
         SharedSize: int
         Size: int
         VirtualSize: NotRequired[int]
+        Descriptor: NotRequired[Descriptor]
+        Manifests: NotRequired[list[dict[str, object]]]
 
     class HistoryItem(TypedDict):
         """The API's: a step of an image's making."""
@@ -48,9 +54,15 @@ LIST_FILTERS = {"dangling", "label", "label!", "before", "since", "reference", "
 
 
 def listing(
-    engine: Engine, filters: dict[str, list[str]], every: bool = False, digests: bool = True, shared: bool = False
+    engine: Engine,
+    filters: dict[str, list[str]],
+    every: bool = False,
+    digests: bool = True,
+    shared: bool = False,
+    targets: bool = False,
+    manifests: bool = False,
 ) -> list[ImageSummary]:
-    """GET /images/json."""
+    """GET /images/json; with the descriptors of `targets`, and with the `manifests` below them."""
     for name in filters:
         if name not in LIST_FILTERS:
             raise BadRequest(f"invalid filter '{name}'")
@@ -63,8 +75,10 @@ def listing(
     users: dict[str, int] = {}
     layer_users: dict[str, int] = {}
     if shared:
+        owner = {known: image_id for image_id, (_, names) in images.items() for known in engine.images.ids(names)}
         for container in engine.containers.all():
-            users[container.image_id] = users.get(container.image_id, 0) + 1
+            known = container.image_id if container.image_id in images else owner.get(container.image_id, "")
+            users[known] = users.get(known, 0) + 1
         for details, _ in images.values():
             for chain in details.chains:
                 layer_users[chain] = layer_users.get(chain, 0) + 1
@@ -89,9 +103,10 @@ def listing(
         moment = created[image_id]
         if any(moment >= limit for limit in [*before, *until]) or any(moment <= limit for limit in since):
             continue
-        size = engine.images.size(details)
+        size = total_size(engine, details, names[0])
         result.append(
             {
+                **_below(engine, names[0], targets, manifests),
                 "Containers": users.get(image_id, 0) if shared else -1,
                 "Created": moment // 10**9,
                 "Id": image_id,
@@ -111,6 +126,68 @@ def listing(
     return result
 
 
+def total_size(engine: Engine, details: Details, name: Name) -> int:
+    """Bytes that an image takes: with ids of configurations its unpacked layers, as docker has told ever since; with
+    ids of targets all blobs that are here as well, and every platform's layers that are unpacked."""
+    images = engine.images
+    if not images.by_target:
+        return images.size(details)
+    parts = images.parts(name, sizes=True)
+    chains = {chain for part in parts for chain in platforms.chains(engine.containerd, part)}
+    blobs = {digest: size for part in parts for digest, size in part.blobs.items()}
+    return sum(blobs.values()) + sum(images.layer_size(chain) for chain in chains)
+
+
+def disk_usage(engine: Engine) -> int:
+    """Bytes that all images take: what several of them have is counted once."""
+    images = engine.images
+    chains: dict[str, int] = {}
+    blobs: dict[str, int] = {}
+    for details, names in images.all().values():
+        for chain, layer in zip(details.chains, details.manifest["layers"], strict=True):
+            chains[chain] = images.layer_size(chain, layer["size"])
+        if images.by_target:
+            for part in images.parts(names[0], sizes=True):
+                blobs.update(part.blobs)
+                chains.update((chain, images.layer_size(chain)) for chain in platforms.chains(images.client, part))
+    return sum(chains.values()) + sum(blobs.values())
+
+
+def _below(engine: Engine, name: Name, targets: bool, manifests: bool) -> ImageSummary:
+    """Descriptor (since 1.48) and Manifests (since 1.47, where they were asked for) of a name's target."""
+    more: dict[str, object] = {}
+    if targets:
+        more["Descriptor"] = image_spec.plain(name.target)
+    if manifests:
+        found = engine.images.parts(name, sizes=True)
+        more["Manifests"] = [_manifest_summary(engine, part) for part in found]
+    return cast("ImageSummary", more)
+
+
+def _manifest_summary(engine: Engine, part: Part) -> dict[str, object]:
+    """The API's ImageManifestSummary."""
+    chains = platforms.chains(engine.containerd, part)
+    unpacked = sum(engine.images.layer_size(chain) for chain in chains)
+    size: dict[str, int] = {"Content": part.size, "Total": part.size + unpacked}
+    result: dict[str, object] = {
+        "ID": part.digest,
+        "Descriptor": part.descriptor,
+        "Available": part.whole,
+        "Size": size,
+        "Kind": part.kind,
+    }
+    if part.kind == platforms.IMAGE:
+        users = [one.id for one in removal.users_of(engine.containers, part, chains)]
+        result["ImageData"] = {
+            "Platform": platforms.shown(part.platform) if part.platform else {},
+            "Containers": users,
+            "Size": {"Unpacked": unpacked},
+        }
+    elif part.kind == platforms.ATTESTATION:
+        result["AttestationData"] = {"For": part.attests}
+    return result
+
+
 def reference_matches(pattern: str, tag: str) -> bool:
     """docker's reference filter: a shell pattern for the name, or for name:tag; `*` ends at a slash."""
     name = tag.partition("@")[0] if "@" in tag else tag.rpartition(":")[0]
@@ -122,14 +199,24 @@ def reference_matches(pattern: str, tag: str) -> bool:
     return False
 
 
-def inspect(engine: Engine, image: Image, names: list[Name]) -> dict[str, object]:
-    """GET /images/{name}/json."""
+def inspect(
+    engine: Engine,
+    image: Image,
+    names: list[Name],
+    targets: bool = False,
+    manifests: bool = False,
+    platform: bool = False,
+) -> dict[str, object]:
+    """GET /images/{name}/json; `targets` and `manifests` as of `listing`. With `platform` one was asked for, and the
+    descriptor is of its manifest."""
     config = image.config
     updated = max((name.updated for name in names if name.reference), default=0.0)
     root: dict[str, object] = {"Type": "layers"}
     if config["rootfs"]["diff_ids"]:
         root["Layers"] = config["rootfs"]["diff_ids"]
     result: dict[str, object] = {
+        **(_below(engine, names[0], targets, manifests) if names else {}),
+        **({"Descriptor": _descriptor(engine, image, names)} if targets and platform else {}),
         "Id": image.id,
         "RepoTags": engine.images.repo_tags(names),
         "RepoDigests": engine.images.repo_digests(names),
@@ -141,7 +228,7 @@ def inspect(engine: Engine, image: Image, names: list[Name]) -> dict[str, object
         "Config": container_config(config.get("config") or {}),
         "Architecture": config.get("architecture", ""),
         "Os": config.get("os", ""),
-        "Size": image.size,
+        "Size": _packed(engine, image) if engine.images.by_target else image.size,
         "GraphDriver": {"Data": None, "Name": engine.images.snapshotter},
         "RootFS": root,
         "Metadata": {
@@ -153,6 +240,22 @@ def inspect(engine: Engine, image: Image, names: list[Name]) -> dict[str, object
     if config.get("variant"):
         result["Variant"] = config["variant"]
     return result
+
+
+def _descriptor(engine: Engine, image: Image, names: list[Name]) -> Descriptor:
+    """Of the image's manifest, as its index has it."""
+    parts = (part for name in names[:1] for part in engine.images.parts(name))
+    found = (part.descriptor for part in parts if part.digest == image.details.manifest_digest)
+    return next(found, image_spec.plain(image.target))
+
+
+def _packed(engine: Engine, image: Image) -> int:
+    """Bytes of what a registry has of it, for one platform, as docker with ids of targets says."""
+    details = image.details
+    size = image.target["size"] + details.manifest["config"]["size"]
+    if details.manifest_digest != image.target["digest"]:
+        size += int(content.info(engine.containerd, details.manifest_digest).size)
+    return size + sum(layer["size"] for layer in details.manifest["layers"])
 
 
 def parent(engine: Engine, config: ImageConfig) -> str:

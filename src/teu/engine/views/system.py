@@ -207,8 +207,8 @@ def usage(engine: Engine, kinds: set[str], version: tuple[int, int]) -> dict[str
     """GET /system/df: of these kinds of KINDS."""
     answer: dict[str, object] = {}
     if "image" in kinds:
-        answer["Images"] = listed = images.listing(engine, {}, every=True, shared=True)
-        answer["LayersSize"] = sum(max(0, image["Size"]) for image in listed)
+        answer["Images"] = images.listing(engine, {}, every=True, shared=True)
+        answer["LayersSize"] = images.disk_usage(engine)
     if "container" in kinds:
         answer["Containers"] = containers.summaries(engine, True, 0, True, {})
     if "volume" in kinds:

@@ -9,14 +9,17 @@ from teu.engine.api.messages import Request, Response, empty, json_response, pro
 from teu.engine.api.router import route
 from teu.engine.core import fields
 from teu.engine.core.errors import BadRequest, EngineError, Unsupported
-from teu.engine.images import removal
+from teu.engine.images import platforms, removal
 from teu.engine.images.store import parse_reference
 from teu.engine.lifecycle import run
 from teu.engine.views import images as images_view
-from teu.oci import image_spec
 
 if TYPE_CHECKING:
     from teu.engine.engine import Engine
+    from teu.engine.images.store import Image, Name
+    from teu.oci import image_spec
+
+TARGETS = (1, 48)  # since when images are told with their Descriptor; with `manifests` at any time
 
 
 @route("GET", "/images/json")
@@ -26,6 +29,8 @@ def list_images(engine: Engine, request: Request) -> Response:
         request.query.filters(),
         every=request.query.flag("all"),
         shared=request.query.flag("shared-size"),
+        targets=request.version >= TARGETS or request.query.flag("manifests"),
+        manifests=request.query.flag("manifests"),
     )
     if request.version < (1, 44):
         for row in rows:
@@ -53,19 +58,14 @@ def create_image(engine: Engine, request: Request) -> Response:
             wanted = parse_reference(f"{wanted.name}@{tag}")
         else:
             wanted = parse_reference(f"{wanted.name}:{tag}")
-    platform = _platform(query.get("platform"))
+    choice = platforms.choice(query.every("platform"))
     every = not wanted.tag and not wanted.digest
     auth = request.headers.get("x-registry-auth", "")
-    return progress(pull.pull(engine.images, wanted, platform, auth, every, request.departure))
+    return progress(pull.pull(engine.images, wanted, choice, auth, every, request.departure))
 
 
 def _platform(text: str) -> image_spec.Platform | None:
-    if not text:
-        return None
-    try:
-        return image_spec.parse_platform(text)
-    except image_spec.SpecError as error:
-        raise BadRequest(str(error)) from None
+    return platforms.parse(text) if text else None
 
 
 def _import(engine: Engine, request: Request, source: str) -> Response:
@@ -134,21 +134,25 @@ def commit_container(engine: Engine, request: Request) -> Response:
 def load_images(engine: Engine, request: Request) -> Response:
     from teu.engine.images import load  # 7 ms
 
-    return progress(load.load(engine.images, request.body, request.query.flag("quiet"), request.departure))
+    quiet, choice = request.query.flag("quiet"), platforms.choice(request.query.every("platform"))
+    wanted = () if choice.everything else choice.platforms
+    return progress(load.load(engine.images, request.body, quiet, request.departure, wanted))
 
 
 @route("GET", "/images/get")
 def save_images(engine: Engine, request: Request) -> Response:
     from teu.engine.images import save  # 3 ms
 
-    return stream(save.save(engine.images, request.query.every("names"), request.departure), "application/x-tar")
+    names, choice = request.query.every("names"), platforms.choice(request.query.every("platform"))
+    return stream(save.save(engine.images, names, request.departure, choice), "application/x-tar")
 
 
 @route("GET", "/images/{name:path}/get")
 def save_image(engine: Engine, request: Request, name: str) -> Response:
     from teu.engine.images import save  # 3 ms
 
-    return stream(save.save(engine.images, [name], request.departure), "application/x-tar")
+    choice = platforms.choice(request.query.every("platform"))
+    return stream(save.save(engine.images, [name], request.departure, choice), "application/x-tar")
 
 
 @route("GET", "/images/search")
@@ -161,16 +165,28 @@ def prune_images(engine: Engine, request: Request) -> Response:
     return json_response(removal.prune(engine.images, engine.containers, request.query.filters()))
 
 
+def _found(engine: Engine, text: str, platform: image_spec.Platform | None) -> tuple[Image, list[Name]]:
+    """An image, and all its names: of another platform than the one that they mean, those that lead to it."""
+    images = engine.images
+    name, _ = images.lookup(text)
+    image = images.image(name, platform, text)
+    return image, images.of_id(image.id) or [one for one in images.names() if one.target == name.target]
+
+
 @route("GET", "/images/{name:path}/json")
 def inspect_image(engine: Engine, request: Request, name: str) -> Response:
-    image = engine.images.resolve(name, request.query.get("platform") or None)
-    return json_response(images_view.inspect(engine, image, engine.images.of_id(image.id)))
+    platform, manifests = _platform(request.query.get("platform")), request.query.flag("manifests")
+    if platform and manifests:
+        raise BadRequest("platform and manifests exclude each other: a manifest has one platform")
+    image, names = _found(engine, name, platform)
+    targets = manifests or request.version >= TARGETS
+    return json_response(images_view.inspect(engine, image, names, targets, manifests, platform is not None))
 
 
 @route("GET", "/images/{name:path}/history")
 def image_history(engine: Engine, request: Request, name: str) -> Response:
-    image = engine.images.resolve(name)
-    return json_response(images_view.history(engine, image, engine.images.of_id(image.id)))
+    image, names = _found(engine, name, _platform(request.query.get("platform")))
+    return json_response(images_view.history(engine, image, names))
 
 
 @route("POST", "/images/{name:path}/tag")
@@ -199,12 +215,17 @@ def push_image(engine: Engine, request: Request, name: str) -> Response:
         wanted = parse_reference(f"{wanted.name}:{tag}")
     if wanted.digest:
         raise BadRequest("cannot push a digest reference")
-    return progress(push.push(engine.images, wanted, request.headers.get("x-registry-auth", ""), request.departure))
+    auth, platform = request.headers.get("x-registry-auth", ""), _platform(request.query.get("platform"))
+    return progress(push.push(engine.images, wanted, auth, request.departure, platform))
 
 
 @route("DELETE", "/images/{name:path}")
 def remove_image(engine: Engine, request: Request, name: str) -> Response:
     query = request.query
+    if chosen := [platforms.parse(text) for text in query.every("platforms") if text]:
+        return json_response(
+            removal.remove_platforms(engine.images, engine.containers, name, chosen, query.flag("force"))
+        )
     return json_response(
         removal.remove(engine.images, engine.containers, name, query.flag("force"), not query.flag("noprune"))
     )
