@@ -16,6 +16,7 @@ from teu.cli.streams import write_all
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from typing import Any
 
     from teu.cli.http import Response
 
@@ -77,9 +78,18 @@ def refuse_terminal(path: str, what: str) -> None:
         raise CommandError(f"cowardly refusing to {what} to a terminal. Use the -o flag or redirect")
 
 
+def _platforms(cli: Cli, options: Options) -> dict[str, Any]:
+    if not options["platform"]:
+        return {}
+    from teu.cli import platforms  # 0.5 ms
+
+    return platforms.several(cli, options["platform"], "1.48")
+
+
 def save(cli: Cli, options: Options, operands: list[str]) -> int:
     refuse_terminal(options["output"], "save")
-    response = cli.client.open("GET", "/images/get", {"names": operands})
+    query = {"names": operands, **_platforms(cli, options)}
+    response = cli.client.open("GET", "/images/get", query)
     write_output(response, options["output"])
     return 0
 
@@ -90,7 +100,8 @@ def load(cli: Cli, options: Options, operands: list[str]) -> int:
         raise CommandError("requested load from stdin, but stdin is empty")
     file = open_input(path) if path else 0
     quiet = options["quiet"] or not os.isatty(1)
-    response = cli.client.open("POST", "/images/load", {"quiet": "1" if quiet else "0"}, read_file(file), headers=TAR)
+    query = {"quiet": "1" if quiet else "0", **_platforms(cli, options)}
+    response = cli.client.open("POST", "/images/load", query, read_file(file), headers=TAR)
     if response.headers.get("content-type", "").startswith("application/json"):
         show_progress(response.messages())
     else:
@@ -128,15 +139,25 @@ def export(cli: Cli, options: Options, operands: list[str]) -> int:
 
 COMMANDS = {
     "container export": Command(export, "[OPTIONS] CONTAINER", 1, 1, "-o --output  string  Write to this file"),
-    "image save": Command(save, "[OPTIONS] IMAGE [IMAGE...]", 1, None, "-o --output  string  Write to this file"),
+    "image save": Command(
+        save,
+        "[OPTIONS] IMAGE [IMAGE...]",
+        1,
+        None,
+        """
+-o --output    string   Write to this file
+   --platform  strings  Only these platforms, OS[/ARCH[/VARIANT]], or all
+""",
+    ),
     "image load": Command(
         load,
         "[OPTIONS]",
         0,
         0,
         """
--i --input  string  Read from this file
--q --quiet  bool    Do not show the progress
+-i --input     string   Read from this file
+   --platform  strings  Only these platforms, OS[/ARCH[/VARIANT]], or all
+-q --quiet     bool     Do not show the progress
 """,
     ),
     "image import": Command(

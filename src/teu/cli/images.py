@@ -93,6 +93,8 @@ def list_images(cli: Cli, options: Options, operands: list[str]) -> int:
     chosen = filters(options["filter"])
     if operands:
         chosen.setdefault("reference", {})[operands[0]] = True
+    if options["tree"]:
+        return _tree(cli, options, chosen)
     form = options["format"] or ("" if options["quiet"] else cli.config.get("imagesFormat"))
     found = cli.client.get("/images/json", {"all": options["all"], "filters": chosen or None})
     digests = options["digests"] or ".Digest" in form
@@ -108,6 +110,18 @@ def list_images(cli: Cli, options: Options, operands: list[str]) -> int:
         quiet="ID" if options["quiet"] else "",
         raw=raw,
     )
+    return 0
+
+
+def _tree(cli: Cli, options: Options, chosen: dict[str, Any]) -> int:
+    from teu.cli import platforms  # 0.5 ms
+
+    for other in ("digests", "format", "no-trunc", "quiet"):
+        if options[other]:
+            raise CommandError(f"--{other} is not supported with --tree")
+    platforms.need(cli, "1.47", "--tree")
+    query = {"all": options["all"], "filters": chosen or None, "manifests": "1"}
+    platforms.tree(cli, cli.client.get("/images/json", query))
     return 0
 
 
@@ -144,7 +158,12 @@ def history(cli: Cli, options: Options, operands: list[str]) -> int:
         "Size": "SIZE",
         "Comment": "COMMENT",
     }
-    found = cli.client.get(f"/images/{operands[0]}/history")
+    query = {}
+    if options["platform"]:
+        from teu.cli import platforms  # 0.5 ms
+
+        query = platforms.one(cli, options["platform"], "1.48")
+    found = cli.client.get(f"/images/{operands[0]}/history", query)
     default = ["ID", "CreatedSince", "CreatedBy", "Size", "Comment"]
     quiet = "ID" if options["quiet"] else ""
     table.print_list(found, view, headings, default, options["format"], quiet=quiet)
@@ -154,6 +173,10 @@ def history(cli: Cli, options: Options, operands: list[str]) -> int:
 def remove(cli: Cli, options: Options, operands: list[str]) -> int:
     errors, fatal = [], False
     query = {"force": options["force"], "noprune": options["no-prune"]}
+    if options["platform"]:
+        from teu.cli import platforms  # 0.5 ms
+
+        query.update(platforms.several(cli, options["platform"], "1.50", "platforms"))
     for name in operands:
         try:
             for entry in cli.client.call("DELETE", f"/images/{name}", query) or ():
@@ -198,6 +221,7 @@ COMMANDS = {
 -f --filter    filter  Show what fits, KEY=VALUE (before, dangling, label, reference, since, until)
    --no-trunc  bool    Do not shorten anything
 -q --quiet     bool    Show only the IDs
+   --tree      bool    Show the platforms of each image
 """,
     ),
     "image history": Command(
@@ -209,6 +233,7 @@ COMMANDS = {
         + """
 -H --human     bool=true  Sizes and times for humans
    --no-trunc  bool       Do not shorten anything
+   --platform  string     Of this platform, OS[/ARCH[/VARIANT]]
 -q --quiet     bool       Show only the IDs
 """,
     ),
@@ -218,8 +243,9 @@ COMMANDS = {
         1,
         None,
         """
--f --force     bool  Remove it though containers or other names use it
-   --no-prune  bool  Keep untagged parents
+-f --force     bool     Remove it though containers or other names use it
+   --no-prune  bool     Keep untagged parents
+   --platform  strings  Remove only these platforms, OS[/ARCH[/VARIANT]]
 """,
     ),
     "image tag": Command(tag, "SOURCE_IMAGE[:TAG] TARGET_IMAGE[:TAG]", 2, 2),

@@ -83,6 +83,10 @@ def get_one(cli: Cli, kind: str, name: str, options: Options) -> Any:
         query = {"size": options.get("size")}
     elif kind == "network":
         query = {"verbose": options.get("verbose")}
+    elif kind == "image" and options.get("platform"):
+        from teu.cli import platforms  # 0.5 ms
+
+        query = platforms.one(cli, options["platform"], "1.49")
     return cli.client.get(PATHS[kind].format(name), query)
 
 
@@ -134,7 +138,13 @@ COMMANDS = {
         None,
         FORMAT + "-s --size  bool  Show the sizes",
     ),
-    "image inspect": Command(of_kind("image"), "[OPTIONS] IMAGE [IMAGE...]", 1, None, FORMAT),
+    "image inspect": Command(
+        of_kind("image"),
+        "[OPTIONS] IMAGE [IMAGE...]",
+        1,
+        None,
+        FORMAT + "   --platform  string  Of this platform, OS[/ARCH[/VARIANT]]",
+    ),
     "network inspect": Command(
         of_kind("network"),
         "[OPTIONS] NETWORK [NETWORK...]",

@@ -148,9 +148,15 @@ def show_progress(messages: Iterable[dict[str, Any]], file: int = 1, quiet: bool
     return extra
 
 
-def pull(cli: Cli, image: str, platform: str, *, quiet: bool, output: int = 1, all_tags: bool = False) -> None:
+def pull(
+    cli: Cli, image: str, platform: str | list[str], *, quiet: bool, output: int = 1, all_tags: bool = False
+) -> None:
     check_reference(image)
     platform = platform or os.environ.get("DOCKER_DEFAULT_PLATFORM", "")
+    if platform == [ALL_PLATFORMS] or not isinstance(platform, str) and len(platform) > 1:
+        from teu.cli import platforms  # 0.5 ms
+
+        platforms.need(cli, "", "several platforms")
     repository, tag = split_tag(image)
     if "@" in image:
         repository, _, tag = image.partition("@")
@@ -205,7 +211,11 @@ def push_command(cli: Cli, options: Options, operands: list[str]) -> int:
         if not options["quiet"]:
             cli.print("Using default tag: latest")
     sys.stdout.flush()
-    query = {"tag": tag, "platform": options["platform"]}
+    query = {"tag": tag}
+    if options["platform"]:
+        from teu.cli import platforms  # 0.5 ms
+
+        query.update(platforms.one(cli, options["platform"], "1.46"))
     header = auth_header(cli.config, registry_of(image))
     response = cli.client.open("POST", f"/images/{repository}/push", query, headers=header)
     show_progress(response.messages(), 1, options["quiet"])
@@ -328,6 +338,7 @@ def search(cli: Cli, options: Options, operands: list[str]) -> int:
     return 0
 
 
+ALL_PLATFORMS = "all"
 PLATFORM = "   --platform  string  Platform of the image, OS[/ARCH[/VARIANT]]\n"
 TRUST = "   --disable-content-trust  bool=true  Must stay true: signatures are not checked\n"
 COMMANDS = {
@@ -336,7 +347,7 @@ COMMANDS = {
         "[OPTIONS] NAME[:TAG|@DIGEST]",
         1,
         1,
-        PLATFORM
+        "   --platform  strings  Platforms of the image, OS[/ARCH[/VARIANT]], or all\n"
         + TRUST
         + """
 -a --all-tags  bool  Download all tags of the repository
