@@ -85,12 +85,17 @@ def ctr(*argv: str) -> list[str]:
     return whole.out("ctr", "-a", CONTAINERD, "-n", "teu", *argv).splitlines()
 
 
+def ingests() -> list[str]:
+    """What is being written, and what has come of layers whose pull ended early: that is kept for the next pull."""
+    return [line.split()[0] for line in ctr("content", "active")[1:]]
+
+
 def held() -> dict[str, list[str]]:
     """What containerd holds for teud: for comparing before and after. The layer between an image and its containers
     comes with the first container and goes with the image, whose own snapshots it keeps: they would be seen."""
     return {
         "content": sorted(ctr("content", "ls", "-q")),
-        "ingests": sorted(line.split()[0] for line in ctr("content", "active")[1:]),
+        "ingests": sorted(ref for ref in ingests() if not ref.startswith("layer-")),
         "snapshots": sorted(line.split()[0] for line in ctr("snapshots", "ls")[1:] if not line.startswith("init-")),
         "leases": sorted(ctr("leases", "ls", "-q")),
         "images": sorted(ctr("images", "ls", "-q")),

@@ -11,6 +11,7 @@ import io
 import json
 import tarfile
 import threading
+import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -65,6 +66,7 @@ class ScriptedRegistry:
     """Use as a context manager; `address` is HOST:PORT. The switches may be changed at any time.
 
     broken[digest] = n      the next n answers for the blob end in the middle
+    slow[digest] = s        so many seconds between two pieces of 1 MiB of the blob
     corrupt                 digests whose bytes come changed
     token                   a token that is demanded, given by the token server for user:password (or for nothing)
     basic                   "user:password" that is demanded by basic authentication
@@ -77,6 +79,7 @@ class ScriptedRegistry:
         self.blobs: dict[str, bytes] = {}
         self.manifests: dict[tuple[str, str], tuple[str, bytes]] = {}
         self.broken: dict[str, int] = {}
+        self.slow: dict[str, float] = {}
         self.corrupt: set[str] = set()
         self.token = ""
         self.credentials = ""
@@ -148,7 +151,7 @@ class ScriptedRegistry:
             "rootfs": {"type": "layers", "diff_ids": diff_ids or [digest_of(layer) for layer in layers]},
             "history": [{"created_by": f"layer {n}"} for n in range(len(layers))],
         }
-        packed = [_compress(layer, compression) for layer in layers]
+        packed = [compressed(layer, compression) for layer in layers]
         config_data = encode(document)
         manifest = {
             "schemaVersion": 2,
@@ -247,7 +250,19 @@ class ScriptedRegistry:
             handler.close_connection = True
             handler.connection.close()
             return
+        if digest in self.slow and handler.command == "GET":
+            self._trickle(handler, digest, body)
+            return
         self._send(handler, status, body, "application/octet-stream", more)
+
+    def _trickle(self, handler: BaseHTTPRequestHandler, digest: str, body: bytes) -> None:
+        handler.send_response(200)
+        handler.send_header("Content-Length", str(len(body)))
+        handler.end_headers()
+        for start in range(0, len(body), 1 << 20):
+            handler.wfile.write(body[start : start + (1 << 20)])
+            handler.wfile.flush()
+            time.sleep(self.slow.get(digest, 0))
 
     def _error(
         self,
@@ -274,7 +289,7 @@ class ScriptedRegistry:
             handler.wfile.write(data)
 
 
-def _compress(data: bytes, kind: str) -> bytes:
+def compressed(data: bytes, kind: str) -> bytes:
     if kind == "gzip":
         return gzip.compress(data, 1, mtime=0)
     if kind == "zstd":

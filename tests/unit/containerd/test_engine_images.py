@@ -246,7 +246,7 @@ def test_what_was_left_half_made_is_swept(engine: Engine) -> None:
     client.leases.Create(leases_pb2.CreateRequest(id="teud-" + "0" * 32))
     client.leases.Create(leases_pb2.CreateRequest(id="somebody"))
     with client.lease() as working:
-        assert sweep.sweep(engine, resumable=True)
+        assert sweep.sweep(engine, start=True)
         left = {lease.id for lease in client.leases.List(leases_pb2.ListRequest()).leases}
         assert left == {"somebody", working}
 

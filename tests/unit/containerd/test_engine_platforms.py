@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """teud's images of several platforms, on a daemon of ours and a registry that does as told: what a pull brings, what is
-told of it, what is saved, loaded and removed, with ids of configurations and of targets."""
+told of it, what is saved, loaded and removed, with ids of configurations and of targets; pulls that go on later."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from teu.engine.images.platforms import Choice
 from teu.engine.images.store import parse_reference
 from teu.engine.views import images as images_view
 from teu.engine.views import system
-from teu.oci import image_spec
+from teu.oci import distribution, image_spec
 
 pytestmark = root_only
 
@@ -345,6 +345,65 @@ def test_a_store_of_the_other_ids_is_taken_over(daemon: Daemon, tmp_path: Path, 
         for one in (engine, new):
             one.containerd.close()
             one.database.close()
+
+
+def ingests(engine: Engine) -> dict[str, int]:
+    from teu.api.services.content.v1 import content_pb2
+
+    found = engine.containerd.content.ListStatuses(content_pb2.ListStatusesRequest()).statuses
+    return {status.ref: int(status.offset) for status in found}
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distribution, "BACKOFF_SECONDS", 0.001)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_pull_goes_on_where_it_broke_off(engine: Engine, registry: ScriptedRegistry) -> None:
+    """Also in a daemon that is started anew, whose sweep leaves what it can go on from."""
+    from teu.engine.lifecycle import sweep
+
+    data = tar(("file", bytes(range(256)) * 4000))
+    registry.image("app", "1", data, compression="", architecture=HOST.architecture)
+    (layer,) = json.loads(registry.manifests["app", "1"][1])["layers"]
+    registry.broken[layer["digest"]] = 1000
+    with pytest.raises(EngineError, match="ends after"):
+        pulled(engine, registry)
+    registry.broken.clear()
+    (kept,) = ingests(engine).values()
+    assert 0 < kept < layer["size"]
+    assert sweep.sweep(engine, start=True)
+    engine.images.collect()
+    assert list(ingests(engine).values()) == [kept]
+    registry.requests.clear()
+    pulled(engine, registry)
+    ranges = [headers.get("range") for _, path, headers in registry.requests if layer["digest"] in path]
+    assert ranges == [f"bytes={kept}-"]
+    assert ingests(engine) == {}
+    assert content.exists(engine.containerd, layer["digest"])
+
+
+def test_broken_bytes_are_not_gone_on_from(engine: Engine, registry: ScriptedRegistry) -> None:
+    registry.image("app", "1", tar(("file", b"x" * 5000)), architecture=HOST.architecture)
+    (layer,) = json.loads(registry.manifests["app", "1"][1])["layers"]
+    registry.corrupt.add(layer["digest"])
+    with pytest.raises(EngineError, match="verification failed"):
+        pulled(engine, registry)
+    assert ingests(engine) == {}
+
+
+@pytest.mark.usefixtures("impatient")
+def test_prune_gives_up_what_was_not_pulled_to_its_end(engine: Engine, registry: ScriptedRegistry) -> None:
+    registry.image("app", "1", tar(("file", bytes(range(256)) * 4000)), compression="", architecture=HOST.architecture)
+    (layer,) = json.loads(registry.manifests["app", "1"][1])["layers"]
+    registry.broken[layer["digest"]] = 1000
+    with pytest.raises(EngineError):
+        pulled(engine, registry)
+    (kept,) = ingests(engine).values()
+    assert removal.prune(engine.images, engine.containers, {"label": ["x"]})["SpaceReclaimed"] == 0
+    assert removal.prune(engine.images, engine.containers, {})["SpaceReclaimed"] == kept
+    assert ingests(engine) == {}
 
 
 def test_choices() -> None:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 CHUNK = 1 << 20
 SOURCE_LABEL = f"{SOURCE}."
+LAYER_INGEST = "layer-"  # and a digest: what has come of a layer so far
 GC_CONTENT = CONTENT
 GC_SNAPSHOT = f"{SNAPSHOT}."
 LOCK_PATIENCE = 600.0
@@ -192,6 +193,18 @@ def abort(client: Client, ref: str) -> None:
         client.content.Abort(content_pb2.AbortRequest(ref=ref))
     except containerd.Error:
         pass
+
+
+def abort_layers(client: Client) -> int:
+    """Give up what has come of layers whose pull ended early; the bytes that this frees."""
+    from teu.api.services.content.v1 import content_pb2
+
+    freed = 0
+    for status in client.content.ListStatuses(content_pb2.ListStatusesRequest()).statuses:
+        if status.ref.startswith(LAYER_INGEST) and status.ref not in client.working:
+            abort(client, status.ref)
+            freed += int(status.offset)
+    return freed
 
 
 def keep(client: Client, digest: str, lease: str) -> None:

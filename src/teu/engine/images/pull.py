@@ -8,7 +8,9 @@ breaks, nothing but garbage is left, and that is collected. Called by routes/ima
 
 DOWNLOADS layers are under way at once, each from the socket into containerd through a bounded queue, so memory does
 not grow with a layer. Digests are checked by containerd at the commit, diff ids after the unpacking. A transfer that
-breaks goes on by Range; what stays broken is aborted, and never resumed from.
+breaks goes on by Range. What has come of a layer when a pull ends early (its client leaves, the registry does, a daemon
+dies) stays in containerd for a day, and a later pull goes on from there; broken bytes are aborted, and never resumed
+from.
 """
 
 from __future__ import annotations
@@ -465,10 +467,12 @@ class _Job:
 
     def _fetch(self, layer: Descriptor) -> None:
         client, digest, size = self._images.client, layer["digest"], layer["size"]
-        ref = f"layer-{digest}"
-        kept = False
+        ref = content.LAYER_INGEST + digest
+        # The lease keeps the blob from its first moment on, and not what comes before it: that outlives the lease, for
+        # a later pull to go on from.
+        content.keep(client, digest, self._lease)
         try:
-            with content.Writer(client, ref, digest, size, self._lease, self._source, self._departure) as writer:
+            with content.Writer(client, ref, digest, size, None, self._source, self._departure) as writer:
                 if writer.offset > size:
                     raise errors.EngineError(f"the ingest {ref} is longer than the layer")
                 told = 0.0
@@ -487,17 +491,19 @@ class _Job:
                     raise errors.EngineError(
                         f"filesystem layer verification failed for digest {digest}: {error}"
                     ) from None
-                kept = not writer.existed
         except content.Present:
             pass
-        except distribution.Aborted:
-            raise  # what has come is good: the next pull goes on from there
-        except (errors.EngineError, distribution.RegistryError):
-            # Broken bytes must not be what a later pull goes on from.
+        except distribution.RegistryError as error:
+            # What has come is good, and the next pull goes on from there; unless the registry knows no such range.
+            if error.status == 416:
+                content.abort(client, ref)
+            raise
+        except containerd.Unavailable:
+            raise
+        except errors.EngineError:
+            # Broken bytes must not be what a later pull goes on from, and a full disk needs its space.
             content.abort(client, ref)
             raise
-        if not kept:
-            content.keep(client, digest, self._lease)
 
 
 class DistributionInfo(TypedDict):

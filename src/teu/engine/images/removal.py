@@ -236,7 +236,8 @@ PRUNE_FILTERS = {"dangling", "label", "label!", "until"}
 
 
 def prune(images: Images, containers: Containers, filters: dict[str, list[str]]) -> Pruned:
-    """POST /images/prune: images that no container uses; dangling ones only, unless dangling=false."""
+    """POST /images/prune: images that no container uses; dangling ones only, unless dangling=false. Where no filter
+    chooses, also what has come of layers whose pull ended early."""
     for name in filters:
         if name not in PRUNE_FILTERS:
             raise BadRequest(f"invalid filter '{name}'")
@@ -265,5 +266,7 @@ def prune(images: Images, containers: Containers, filters: dict[str, list[str]])
                 continue
             freed += sum(sizes.get(record.get("Deleted", ""), 0) for record in gone)
             records += gone
+        if not filters.keys() - {"dangling"}:
+            freed += content.abort_layers(images.client)
     images.events.publish("image", "prune", "", {"reclaimed": str(freed)})
     return {"ImagesDeleted": records or None, "SpaceReclaimed": freed}

@@ -6,9 +6,10 @@ operation's own clean-up with it. Started by the daemon, in the background: at t
 (containerd may still have been busy with the old daemon's last request), and whenever something broke
 (`Client.untidy`).
 
-Everything here is named so that it cannot be another client's: leases `teud-…`, ingests `teu-…` and `layer-sha256:…`,
-snapshots `extract-… CHAIN`, `init-… CHAIN` and `commit-…`. One engine works in a namespace of containerd, so what is
-named like that and is not among the names that this daemon works on (`Client.working`) belongs to nobody.
+Everything here is named so that it cannot be another client's: leases `teud-…`, ingests `teu-…`, snapshots
+`extract-… CHAIN`, `init-… CHAIN` and `commit-…`. One engine works in a namespace of containerd, so what is named like
+that and is not among the names that this daemon works on (`Client.working`) belongs to nobody. Ingests `layer-sha256:…`
+stay: a later pull goes on from them. containerd gives them up after a day, `image prune` at once.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def run(engine: Engine) -> None:
     """The sweeping thread, until the engine stops (`Client.untidy` wakes it then as well)."""
     untidy = engine.containerd.untidy
     start = True
-    swept = sweep(engine, resumable=True)
+    swept = sweep(engine, start)
     while True:
         untidy.wait(RETRY_SECONDS if not swept else AGAIN_SECONDS if start else None)
         if engine.stopping.is_set():
@@ -47,17 +48,17 @@ def run(engine: Engine) -> None:
         if swept and not untidy.is_set():
             start = False
         untidy.clear()
-        swept = sweep(engine, resumable=False)
+        swept = sweep(engine, False)
 
 
-def sweep(engine: Engine, resumable: bool) -> bool:
-    """Remove what nobody works on; with `resumable` also the ingests that a later pull could go on from. Whether
-    containerd let it be done. At the start the containers' own recovery looks after theirs."""
+def sweep(engine: Engine, start: bool) -> bool:
+    """Remove what nobody works on. Whether containerd let it be done. At the start the containers' own recovery looks
+    after theirs."""
     try:
         _snapshots(engine)
-        _ingests(engine, resumable)
+        _ingests(engine)
         _leases(engine)
-        if engine.ready.is_set() and not resumable:
+        if engine.ready.is_set() and not start:
             recovery.sweep(engine)
     except containerd.Error as error:
         if not engine.stopping.is_set():
@@ -98,12 +99,11 @@ def _snapshots(engine: Engine) -> None:
             client.snapshots.Remove(snapshots_pb2.RemoveSnapshotRequest(snapshotter=snapshotter, key=name))
 
 
-def _ingests(engine: Engine, resumable: bool) -> None:
+def _ingests(engine: Engine) -> None:
     from teu.api.services.content.v1 import content_pb2
 
     client = engine.containerd
     for status in client.content.ListStatuses(content_pb2.ListStatusesRequest()).statuses:
-        ours = INGEST.match(status.ref) or (resumable and status.ref.startswith("layer-sha256:"))
-        if ours and status.ref not in client.working:
+        if INGEST.match(status.ref) and status.ref not in client.working:
             with contextlib.suppress(containerd.Error):
                 client.content.Abort(content_pb2.AbortRequest(ref=status.ref))
