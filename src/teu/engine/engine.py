@@ -44,7 +44,7 @@ class Engine:
         self.boot = Boot(self.data_root, self.exec_root)
         self.containerd = Client(self.config["containerd"])
         self.builder = Builder(self.config["builder"])
-        self.builds = Builds(self.builder, self.data_root)
+        self.builds = Builds(self.builder, self.data_root, self.config["image-ids"] == "target")
         self.events = Events()
         self.pump = Pump()
         around = Surroundings(self.database, self.events, self.pump, self.boot, self.data_root, self.exec_root)

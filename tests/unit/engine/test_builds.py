@@ -69,8 +69,9 @@ def client(path: Path) -> socket.socket:
 
 
 @pytest.fixture
-def served(tmp_path: Path) -> Iterator[tuple[Path, Path, Events]]:
-    """teud's socket, the one of its builder, and its events. The builder's socket is not there yet."""
+def served(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[tuple[Path, Path, Events]]:
+    """teud's socket, the one of its builder, and its events. The builder's socket is not there yet. A parameter says
+    whether ids are of targets."""
     router.load()
     ready = threading.Event()
     ready.set()
@@ -81,7 +82,7 @@ def served(tmp_path: Path) -> Iterator[tuple[Path, Path, Events]]:
         ready=ready, stopping=threading.Event(), failure=None, waiting=None, pump=pump, events=events, config={}
     )
     engine.builder = Builder(str(place))
-    engine.builds = Builds(engine.builder, str(tmp_path))
+    engine.builds = Builds(engine.builder, str(tmp_path), getattr(request, "param", False))
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(str(tmp_path / "teud.sock"))
     listener.listen()
@@ -478,6 +479,12 @@ def test_a_build_of_version_2(served: tuple[Path, Path, Events], solver: Solver)
     trace = control_pb2.StatusResponse.FromString(base64.b64decode(told[0]["aux"]))
     assert trace.vertexes[1].name == "[2/3] RUN make"
     assert told[2]["aux"] == {"ID": f"sha256:{'12' * 32}"}
+
+
+@pytest.mark.parametrize("served", [True], indirect=True)
+def test_the_id_of_a_build_is_its_targets(served: tuple[Path, Path, Events], solver: Solver) -> None:
+    solver.solved.clear()
+    assert post(served[0], "/build?q=1", b"")[1] == [{"stream": "x\n"}]
 
 
 def test_a_build_whose_context_is_uploaded_apart(served: tuple[Path, Path, Events], solver: Solver) -> None:

@@ -14,7 +14,7 @@ import queue
 import re
 import threading
 import uuid
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from typing import IO, TYPE_CHECKING, Any
 
 from teu.engine.builds import options as wanted
@@ -56,8 +56,9 @@ class _Upload:
 class Builds:
     """Those under way."""
 
-    def __init__(self, builder: Builder, folder: str) -> None:
-        """folder: where contexts lie meanwhile, without a name."""
+    def __init__(self, builder: Builder, folder: str, by_target: bool) -> None:
+        """folder: where contexts lie meanwhile, without a name; `by_target`: which digest an image's id is."""
+        self._ids = ("containerimage.digest", "containerimage.config.digest")[:: 1 if by_target else -1]
         self._builder = builder
         self._folder = folder
         self._changed = threading.Condition()
@@ -129,6 +130,10 @@ class Builds:
                     options.attributes["context"] = own.address
             yield from self._solve(channel, options, session)
 
+    def _image(self, answer: Mapping[str, str]) -> str:
+        """The id of what was built; "" where that is no image."""
+        return next((found for key in self._ids if (found := answer.get(key, ""))), "")
+
     def _solve(self, channel: Any, options: Options, session: str) -> Iterator[Message | None]:
         import grpc  # 60 ms of the daemon's start, which most of its lives do without
 
@@ -167,7 +172,7 @@ class Builds:
                 raise Failed((error.details() or "the build failed")[:MESSAGE_MAX]) from None
             except grpc.FutureCancelledError:
                 raise Failed("the build was cancelled") from None
-            yield from show.end(dict(answer.ExporterResponse), options.tags)
+            yield from show.end(self._image(answer.ExporterResponse), options.tags)
         finally:
             call.cancel()
             status.cancel()
@@ -214,8 +219,8 @@ class _Trace:
     def messages(self, response: control_pb2.StatusResponse) -> Iterator[Message]:
         yield {"id": "moby.buildkit.trace", "aux": base64.b64encode(response.SerializeToString()).decode()}
 
-    def end(self, answer: dict[str, str], tags: list[str]) -> Iterator[Message]:
-        if image := _image(answer):
+    def end(self, image: str, tags: list[str]) -> Iterator[Message]:
+        if image:
             yield {"id": "moby.image.id", "aux": {"ID": image}}
 
 
@@ -255,8 +260,7 @@ class _Steps:
             if log.vertex in self._steps:
                 yield {"stream": log.msg.decode("utf-8", "replace")}
 
-    def end(self, answer: dict[str, str], tags: list[str]) -> Iterator[Message]:
-        image = _image(answer)
+    def end(self, image: str, tags: list[str]) -> Iterator[Message]:
         if not image:
             return
         if self._quiet:
@@ -266,7 +270,3 @@ class _Steps:
         yield {"stream": f"Successfully built {image.partition(':')[2][:12]}\n"}
         for tag in tags:
             yield {"stream": f"Successfully tagged {reference.parse(tag).familiar()}\n"}
-
-
-def _image(answer: dict[str, str]) -> str:
-    return answer.get("containerimage.config.digest") or answer.get("containerimage.digest") or ""
