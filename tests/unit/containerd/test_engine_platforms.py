@@ -240,6 +240,8 @@ def test_platforms_are_saved_and_loaded(engine: Engine, registry: ScriptedRegist
     assert [one["digest"] for one in index["manifests"]] == [made["index"]["digest"]]
     assert {made[one]["digest"] for one in ("s390x", HOST.architecture, "attestation")} <= blobs
     assert made["riscv64"]["digest"] not in blobs
+    other = engine.images.resolve(name, "linux/s390x").details
+    assert archived(engine, other.config_digest)[1]["manifests"][0]["digest"] == other.manifest_digest
     with pytest.raises(NotFound, match="nothing whole for linux/arm64"):
         archived(engine, name, "linux/s390x", "linux/arm64" if HOST.architecture != "arm64" else "linux/amd64")
 
@@ -318,6 +320,11 @@ def test_what_images_share_is_counted_once(engine: Engine, registry: ScriptedReg
     assert all(row["Size"] >= 300_000 for row in rows)
     total = usage["LayersSize"]
     assert isinstance(total, int) and 300_000 <= total <= sum(row["Size"] for row in rows) - 300_000
+    removal.remove(engine.images, engine.containers, text(engine, registry, "1"))
+    left = system.usage(engine, {"image"}, (1, 45))["LayersSize"]
+    freed = removal.prune(engine.images, engine.containers, {"dangling": ["false"]})["SpaceReclaimed"]
+    assert isinstance(left, int) and left - 2_000 <= freed <= left
+    assert system.usage(engine, {"image"}, (1, 45))["LayersSize"] == 0
 
 
 def test_a_store_of_the_other_ids_is_taken_over(daemon: Daemon, tmp_path: Path, registry: ScriptedRegistry) -> None:

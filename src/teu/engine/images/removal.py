@@ -232,6 +232,13 @@ class Pruned(TypedDict):
     SpaceReclaimed: int
 
 
+def _blobs(images: Images, names: list[Name]) -> dict[str, int]:
+    """What an image takes beside its layers that are unpacked, where its size has that, too."""
+    if not images.by_target:
+        return {}
+    return {digest: size for part in images.parts(names[0], sizes=True) for digest, size in part.blobs.items()}
+
+
 PRUNE_FILTERS = {"dangling", "label", "label!", "until"}
 
 
@@ -260,11 +267,13 @@ def prune(images: Images, containers: Containers, filters: dict[str, list[str]])
             if containers.using_image(_ids(images, image_id, names, every)):
                 continue
             sizes = {chain: images.layer_size(chain) for chain in details.chains}
+            blobs = _blobs(images, names)
             try:
                 gone = _delete(images, containers, image_id, names, [])
             except EngineError:
                 continue
             freed += sum(sizes.get(record.get("Deleted", ""), 0) for record in gone)
+            freed += sum(size for digest, size in blobs.items() if not content.exists(images.client, digest))
             records += gone
         if not filters.keys() - {"dangling"}:
             freed += content.abort_layers(images.client)

@@ -51,7 +51,7 @@ def save(
 
 
 def _export(images: Images, name: Name, text: str, choice: Choice) -> archive.ExportImage:
-    if choice.several or images.by_target and not choice.platforms:
+    if choice.several or images.by_target and not choice.platforms and not name.chosen:
         parts = images.parts(name, sizes=True)
         if any(part.way for part in parts):
             return _index(images, name, text, choice, parts)
