@@ -28,6 +28,10 @@ if TYPE_CHECKING:
     from typing import Any
 
 
+SOCKETS_ANNOTATION = "io.teu.listen-fds"
+SOCKETS_MAX = 1000
+
+
 def listen_fds() -> int:
     """How many descriptors systemd passed to this process (LISTEN_FDS of sd_listen_fds(3))."""
     try:
@@ -36,6 +40,39 @@ def listen_fds() -> int:
     except ValueError:
         pass
     return 0
+
+
+def passed_sockets(annotations: dict[str, Any]) -> int:
+    """Take over the sockets that systemd passed to another process, as 3 and up, as if systemd had passed them here;
+    how many. The annotation io.teu.listen-fds says PID:START:COUNT, START being the time of that process's start as in
+    proc(5). The Engine API has no way to pass descriptors; the caller of it keeps them open until the start is done."""
+    text = annotations.get(SOCKETS_ANNOTATION)
+    if text is None:
+        return 0
+    words = str(text).split(":")
+    if len(words) != 3 or not all(word.isdecimal() for word in words):
+        raise InvalidSpec(f"annotations: {SOCKETS_ANNOTATION}: {text} is not PID:START:COUNT")
+    pid, count = int(words[0]), int(words[2])
+    if count > SOCKETS_MAX:
+        raise InvalidSpec(f"annotations: {SOCKETS_ANNOTATION}: more than {SOCKETS_MAX} descriptors")
+    close_strangers(0)
+    if 3 <= log.fd() < 3 + count:
+        log.move(3 + count)
+    found = []
+    try:
+        for number in range(3, 3 + count):
+            found.append(fetch_descriptor(pid, number))
+        with open(f"/proc/{pid}/stat", "rb", 0) as file:
+            began = file.read().rpartition(b")")[2].split()[19]
+    except OSError as error:
+        raise RuncError(f"cannot take over the sockets of process {pid}: {text_of(error)}") from None
+    if began != os.fsencode(words[1]):
+        raise RuncError(f"cannot take over the sockets of process {pid}: it is another process than was meant")
+    for number, fd in enumerate(found, 3):
+        if fd != number:
+            os.dup2(fd, number)
+            os.close(fd)
+    return count
 
 
 def close_strangers(preserved: int) -> None:

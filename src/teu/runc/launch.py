@@ -66,6 +66,7 @@ from teu.runc.descriptors import (
     connect,
     fetch_descriptor,
     listen_fds,
+    passed_sockets,
     receive,
     send_descriptor,
     set_oom_score,
@@ -168,7 +169,7 @@ class Launch:
             raise RuncError("cannot allocate tty if runc will detach without setting console socket")
         if arguments["console-socket"] and not (detached and terminal):
             raise RuncError("cannot use console socket if runc will not detach or allocate tty")
-        self.listen = listen_fds()
+        self.listen = listen_fds() or passed_sockets(spec.get("annotations") or {})
         self.preserved = self.listen + max(0, arguments["preserve-fds"])
         close_strangers(self.preserved)
         if self.listen:

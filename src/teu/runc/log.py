@@ -37,6 +37,15 @@ def fd() -> int:
     return _fd
 
 
+def move(number: int) -> None:
+    """Have the log's descriptor at `number`, which is free."""
+    global _fd
+    if _fd > 2:
+        os.dup2(_fd, number, False)
+        os.close(_fd)
+        _fd = number
+
+
 def write(level: str, message: str) -> None:
     if level == "debug" and not _debug:
         return
