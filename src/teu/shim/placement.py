@@ -13,6 +13,9 @@ systemd itself (option SystemdCgroup), and when it is a plain path that the call
 "/<namespace>/<id>", counts as no choice.  Without systemd nothing is done at all.  Where the runtime options name
 a cgroup for the shim (ShimCgroup), it goes there, and there is no scope.
 
+Where the slice in "slice:prefix:name" is a path, as "/system.slice/web.service:teu:<id>", that is the cgroup of a unit
+which delegates it (Delegate=yes): there is no scope, and shim/ and container/ are in prefix-name/ there.
+
 At shutdown a scope ends before the daemons and the network, as teu.slice says for all that is in it (a scope that is
 elsewhere is ordered after that slice), and before the mounts that its container uses, as the scope itself says.
 
@@ -149,6 +152,29 @@ class Placement:
             with open(os.path.join(mount_point(), chosen.lstrip("/"), "cgroup.procs"), "w") as file:
                 file.write(str(pid))
 
+    def join_unit(self, pids: list[int], spec: dict[str, Any], container: str) -> bool:
+        """Bring the shim and its processes into the cgroup of a unit, where the spec names the path of one, and point
+        the spec at the container's cgroup there; whether it does. OSError if there is no such cgroup, or not for us."""
+        wanted = (spec.get("linux") or {}).get("cgroupsPath") or ""
+        parts = wanted.rsplit(":", 2)  # a unit's name may have colons
+        if len(parts) != 3 or not parts[0].startswith("/"):
+            return False
+        parent, prefix, name = parts
+        self._chosen = True
+        above = mount_point() + parent
+        self.folder = f"{above}/{prefix}-{name}"
+        os.stat(above)
+        os.makedirs(f"{self.folder}/shim", exist_ok=True)
+        for pid in [*pids, os.getpid()]:
+            with open(f"{self.folder}/shim/cgroup.procs", "w") as file:
+                file.write(str(pid))
+        for folder in (above, self.folder):
+            _hand_down(folder)
+        leaf = f"container-{container}" if self._used else "container"
+        self._used = True
+        spec["linux"]["cgroupsPath"] = f"{self.folder.removeprefix(mount_point())}/{leaf}"
+        return True
+
     def place(self, pids: list[int], spec: dict[str, Any], container: str, systemd_cgroup: bool) -> bool:
         """Bring the shim, the first of `pids`, and its processes into its scope if it is in none yet, and point
         the spec at the container's cgroup; whether that changed the spec.  OSError if systemd refuses."""
@@ -210,14 +236,7 @@ class Placement:
         for pid in pids:
             with open(os.path.join(folder, "shim", "cgroup.procs"), "w") as file:
                 file.write(str(pid))
-        with open(os.path.join(folder, "cgroup.controllers")) as file:
-            controllers = file.read().split()
-        for controller in controllers:
-            try:
-                with open(os.path.join(folder, "cgroup.subtree_control"), "w") as file:
-                    file.write("+" + controller)
-            except OSError:
-                pass  # where a limit needs this controller, the runtime tells that it is not there
+        _hand_down(folder)
 
     def _start_one(self, units: list[str], pids: list[int], properties: list[Property]) -> str:
         """Start the first of these scopes whose name is free; its name."""
@@ -278,6 +297,18 @@ class Placement:
 
     def restore(self, state: tuple[Any, ...]) -> None:
         self.unit, self.folder, self._used, self._chosen, self._description, self._slice = state
+
+
+def _hand_down(folder: str) -> None:
+    """Have the controllers of a cgroup in those below it, too."""
+    with open(os.path.join(folder, "cgroup.controllers")) as file:
+        controllers = file.read().split()
+    for controller in controllers:
+        try:
+            with open(os.path.join(folder, "cgroup.subtree_control"), "w") as file:
+                file.write("+" + controller)
+        except OSError:
+            pass  # where a limit needs this controller, the runtime tells that it is not there
 
 
 def _stands_in(pid: int, unit: str) -> bool:

@@ -322,6 +322,8 @@ class Service:
             placement.write_spec(bundle, spec)
         if options["shim_cgroup"]:
             self._placement.join(pids, options["shim_cgroup"])
+        elif not options["systemd_cgroup"] and self._placement.join_unit(pids, spec, name):
+            placement.write_spec(bundle, spec)
         try:
             if not options["shim_cgroup"] and self._placement.place(pids, spec, name, options["systemd_cgroup"]):
                 placement.write_spec(bundle, spec)

@@ -127,6 +127,27 @@ def test_scope_name() -> None:
     assert placement.scope_name(":teu:x", "x") == ("teu.slice", "teu-x.scope")
 
 
+def test_a_unit_that_delegates_its_cgroup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The shim stands in shim/, the container in container/; controllers are handed down to both floors."""
+    monkeypatch.setattr(placement, "mount_point", lambda: str(tmp_path))
+    above = tmp_path / "system.slice/a:b.service"
+    above.mkdir(parents=True)
+    (above / "cgroup.controllers").write_text("pids\n")
+    inner = above / "teu-x"
+    inner.mkdir()
+    (inner / "cgroup.controllers").write_text("pids\n")
+    spec: dict[str, Any] = {"linux": {"cgroupsPath": "/system.slice/a:b.service:teu:x"}}
+    found = placement.Placement("teu")
+    assert found.join_unit([7], spec, "x")
+    assert spec["linux"]["cgroupsPath"] == "/system.slice/a:b.service/teu-x/container"
+    assert (inner / "shim/cgroup.procs").exists() and not found.unit
+    assert (above / "cgroup.subtree_control").read_text() == (inner / "cgroup.subtree_control").read_text() == "+pids"
+    for other in ("teu.slice:teu:x", "/default/x", ""):
+        assert not placement.Placement("teu").join_unit([7], {"linux": {"cgroupsPath": other}}, "x")
+    with pytest.raises(FileNotFoundError):
+        placement.Placement("teu").join_unit([7], {"linux": {"cgroupsPath": "/none.service:teu:x"}}, "x")
+
+
 def test_group() -> None:
     assert placement.group_of({}, "x") == "x"
     assert placement.group_of({"annotations": {"io.kubernetes.cri.sandbox-id": "pod"}}, "x") == "pod"
