@@ -58,6 +58,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 SBIN = ("teu-runc", "teu-containerd", "teu-buildkitd", "teud")
 BIN = ("teu", "teu-ctr", "containerd-shim-teu-v2")
+OTHERS = (("usr/libexec/teu", ("teu-unit",)), ("usr/lib/systemd/system-generators", ("teu-system-generator",)))
 
 
 class LabError(Exception):
@@ -405,7 +406,8 @@ def install_tree(source: Path, target: Path) -> None:
         stderr=subprocess.DEVNULL,
     )
     _mount("", package, flags=MS_BIND | MS_REMOUNT | MS_RDONLY)
-    for folder, programs in (("usr/sbin", SBIN), ("usr/bin", BIN)):
+    for folder, programs in (("usr/sbin", SBIN), ("usr/bin", BIN), *OTHERS):
+        (target / folder).mkdir(parents=True, exist_ok=True)
         for program in programs:
             link = target / folder / program
             link.unlink(missing_ok=True)

@@ -566,6 +566,9 @@ package=/usr/lib/python3/dist-packages/teu
 /usr/bin/python3 -m compileall -q /src/src/teu || true
 for program in teu-runc teu-containerd teu-buildkitd teud; do ln -sf /src/bin/$program /usr/sbin/$program; done
 for program in teu teu-ctr containerd-shim-teu-v2; do ln -sf /src/bin/$program /usr/bin/$program; done
+mkdir -p /usr/libexec/teu
+ln -sf /src/bin/teu-unit /usr/libexec/teu/teu-unit
+ln -sf /src/bin/teu-system-generator /usr/lib/systemd/system-generators/teu-system-generator
 cp /src/systemd/* /usr/lib/systemd/system/
 mkdir -p /etc/teu && [ ! -d /src/etc ] || cp -r /src/etc/. /etc/teu/
 getent group teu >/dev/null || groupadd --system teu

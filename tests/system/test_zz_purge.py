@@ -48,7 +48,8 @@ def leftovers() -> list[str]:
 
     What other tests and the lab made under names of their own is not Teu's."""
     found = [str(path) for place in ("/run", "/etc", "/var/lib", "/var/cache") for path in Path(place).glob("teu*")]
-    for place in ("/usr/bin", "/usr/sbin", "/usr/lib/python3/dist-packages", "/usr/share", "/usr/lib/systemd/system"):
+    places = ["/usr/bin", "/usr/sbin", "/usr/lib/python3/dist-packages", "/usr/share", "/usr/lib/systemd/system"]
+    for place in [*places, "/usr/libexec", "/usr/lib/systemd/system-generators", "/run/systemd/generator"]:
         found += [str(path) for path in Path(place).glob("*teu*")]
     found += [str(path) for path in Path("/etc/systemd/system").rglob("*teu*") if "teu-lab" not in path.name]
     found += [str(path) for path in Path("/etc/firewalld").rglob("teu*")]
@@ -105,7 +106,10 @@ def test_purge_leaves_nothing_but_what_it_says() -> None:
     teu("exec", "purge-bridge", "sh", "-c", "until [ -s /data/file ]; do sleep 0.1; done")
     Path("/etc/teu/teud.yaml.d").mkdir(exist_ok=True)
     Path("/etc/teu/teud.yaml.d/mine.yaml").write_text("log-level: info\n")
-    call("systemctl", "start", "teu-buildkitd")
+    Path("/etc/teu/containers/teu-gone@.container").write_text("[Container]\nImage=busybox\nExec=sleep 600\n")
+    Path("/etc/teu/containers/teu-one.container").write_text("[Container]\nImage=busybox\nExec=sleep 600\n")
+    call("systemctl", "daemon-reload")
+    call("systemctl", "start", "teu-buildkitd", "teu-gone@x.service", "teu-one.service")
     # As a daemon makes them where firewalld runs; it does not now, which no program of the package minds.
     for place, name in (("zones", "teu.xml"), ("zones", "teu.xml.old"), ("policies", "teu-egress.xml")):
         Path("/etc/firewalld", place).mkdir(parents=True, exist_ok=True)

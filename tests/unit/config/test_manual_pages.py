@@ -76,6 +76,20 @@ def test_options_of_logs() -> None:
     assert set(LOG_OPTIONS.split()) == known
 
 
+def test_keys_of_declared_files() -> None:
+    """Each kind of file has a page with all keys, those that are refused with the reason that an operator reads."""
+    from teu.cli.declared import keys
+
+    for kind, (section, table) in keys.SECTIONS.items():
+        used, _, refused = page(f"teu.{kind}.5").partition("REFUSED KEYS")
+        assert f"[{section}]" in used
+        for key, how in table.items():
+            if how.startswith("no: "):
+                assert f"\n{key}=\n" in refused and how[4:][1:] in " ".join(refused.split()), f"{kind}: {key}"
+            else:
+                assert f"\n{key}=\n" in used, f"{kind}: {key}"
+
+
 @pytest.mark.parametrize("name", sorted(path.name for path in (TREE / "man").glob("*.[1578]")))
 def test_a_page_is_whole_and_clean(name: str) -> None:
     text = (TREE / "man" / name).read_text()
