@@ -88,6 +88,7 @@ INDEX = {
     "plugin rm": ("engineplugins", "Remove plugins"),
     "plugin set": ("engineplugins", "Change the settings of a plugin"),
     "plugin upgrade": ("engineplugins", "Download a newer version of a plugin"),
+    "system auto-update": ("declared.autoupdate", "Restart declared containers that have new images"),
     "system dial-stdio": ("dialstdio", "Pass standard input and output on to the daemon, for ssh:// at the other end"),
     "system check": ("host.report", "Show what of this host stands in the way of containers"),
     "system df": ("diskusage", "Show how much disk space is used"),

@@ -17,6 +17,7 @@ ContainerName=actual
 Image=docker.io/actualbudget/actual-server:latest
 PublishPort=127.0.0.1:5006:5006
 Volume=%h/actual:/data:Z
+AutoUpdate=registry
 
 [Service]
 Restart=always

@@ -51,6 +51,7 @@ def refused(folder: Path, lines: str, more: str = "") -> str:
         ("AddDevice=-/dev/a /dev/b:/dev/c", ["--device-if-there=/dev/a", "--device=/dev/b:/dev/c"]),
         ("AddHost=a:1.2.3.4", ["--add-host=a:1.2.3.4"]),
         ("Annotation=a=1 'b=2 3'", ["--annotation=a=1", "--annotation=b=2 3"]),
+        ("AutoUpdate=registry", ["--label=io.containers.autoupdate=registry"]),
         ("AppArmor=unconfined", ["--security-opt=apparmor=unconfined"]),
         ("CgroupsMode=split", []),
         ("DNS=1.1.1.1\nDNSOption=ndots:1\nDNSSearch=x", ["--dns=1.1.1.1", "--dns-option=ndots:1", "--dns-search=x"]),
@@ -127,6 +128,8 @@ def test_every_key_is_in_the_table_and_says_what_becomes_of_it(tmp_path: Path) -
     ("lines", "wrong"),
     [
         ("Imagination=1", "has no key Imagination"),
+        ("AutoUpdate=yes", "registry or local"),
+        ("AutoUpdate=local\nPull=always", "taken back"),
         ("CgroupsMode=enabled", "split"),
         ("Group=1", "needs User="),
         ("GroupAdd=keep-groups", "keep-groups"),

@@ -29,7 +29,7 @@ CONTAINER = {
     "AddHost": "all --add-host",
     "Annotation": "words --annotation",
     "AppArmor": "own",
-    "AutoUpdate": "no: images are not updated by themselves: pull, and restart the unit",
+    "AutoUpdate": "own",
     "CgroupsMode": "own",
     "ContainerName": "own",
     "ContainersConfModule": MODULE,

@@ -548,10 +548,24 @@ def _settings(t: Translation, command: Command) -> None:
         if pull.value not in ("always", "missing", "never", "newer"):
             raise pull.problem(f"Pull={pull.value}: give always, missing, never or newer")
         command.add(f"--pull={pull.value}")
+    _auto_update(t, command)
     _user_namespace(t, command)
     with_pod = t.last("StartWithPod")
     if with_pod:
         truth(with_pod)
+
+
+def _auto_update(t: Translation, command: Command) -> None:
+    found, image, pull = t.last("AutoUpdate"), t.value("Image"), t.value("Pull")
+    if found is None:
+        return
+    if found.value not in ("registry", "local"):
+        raise found.problem(f"AutoUpdate={found.value}: give registry or local")
+    if "@" in image:
+        raise found.problem(f"AutoUpdate={found.value} is refused: {image} is one image for ever")
+    if pull in ("always", "newer"):
+        raise found.problem(f"AutoUpdate={found.value} is refused: with Pull={pull} no image could be taken back")
+    command.add(f"--label=io.containers.autoupdate={found.value}")
 
 
 def _podman_args(t: Translation) -> list[str]:
