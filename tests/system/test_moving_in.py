@@ -89,12 +89,14 @@ def importing(*argv: str, code: int = 0, env: dict[str, str] | None = None) -> s
 @pytest.fixture
 def tidy() -> Iterator[None]:
     """What the tests take over goes again."""
+    before = set(out("teu", "volume", "ls", "-q").split())
     yield
     for name in ("mi-web", "mi-byid", "mi-plain", "mi-beside", "mi-pod"):
         teu("rm", "-fv", name, check=False)
     teu("network", "rm", "mi-net", "mi-podnet", check=False)
-    for name in ("mi-keep", "mi-fast", "mi-podvol"):
-        teu("volume", "rm", name, check=False)
+    # Those without a name have become named ones, which `rm -v` leaves.
+    for name in set(out("teu", "volume", "ls", "-q").split()) - before:
+        teu("volume", "rm", name)
     for name in ("mi/web:1", "imported/mi-web", "mi/pod:1", "imported/mi-pod"):
         teu("rmi", "-f", name, check=False)
     TARGET.unlink(missing_ok=True)
