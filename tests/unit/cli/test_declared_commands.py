@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 from prepared import Daemon
 
-from teu.cli.declared import files, translate
+from teu.cli.declared import files, translate, unit
 from teu.cli.declared.validate import wrong_options
 from teu.cli.declared.written import written
+from teu.cli.options import parse_table
 
 
 @pytest.fixture
@@ -156,3 +157,10 @@ def test_the_file_of_a_container(daemon: Daemon, teu: Callable[..., Any], tmp_pa
 def test_a_container_whose_image_is_gone_tells_all() -> None:
     text = written({**FOUND, "HostConfig": {"NetworkMode": "host"}, "NetworkSettings": {}}, {})
     assert "Environment=PATH=/bin" in text and "Network=host" in text and "[Install]" not in text
+
+
+@pytest.mark.parametrize("verb", sorted(unit.TABLES))
+def test_a_table_of_the_helper_names_each_option_once(verb: str) -> None:
+    """They are put together of `teu`'s own and of further ones: the later of two would be the only one."""
+    names = [flag.name for flag in parse_table(unit.TABLES[verb])]
+    assert sorted(set(names)) == sorted(names)

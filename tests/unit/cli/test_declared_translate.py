@@ -281,7 +281,7 @@ def test_networks_and_volumes(tmp_path: Path) -> None:
     ]
     assert "ExecStopPost=-/usr/bin/teu network rm systemd-net" in units["net-network.service"].text
     volume = units["d-volume.service"]
-    assert {"--opt=device=/dev/sdb", "--opt=type=ext4", "--opt=o=noatime", "--user=root", "--group=root"} <= set(
+    assert {"--opt=device=/dev/sdb", "--opt=type=ext4", "--opt=o=noatime", "--owner=root", "--owner-group=root"} <= set(
         volume.command
     )
     assert "Type=oneshot\nRemainAfterExit=yes" in volume.text

@@ -179,14 +179,14 @@ VOLUME = {
     "Device": "own",
     "Driver": "own",
     "GlobalArgs": GLOBAL,
-    "Group": "flag --group",
+    "Group": "flag --owner-group",
     "Image": "no: volumes of the driver image are podman's; mount an image with Mount=type=image",
     "Label": "words --label",
     "Options": "own",
     "PodmanArgs": "own",
     "ServiceName": "own",
     "Type": "own",
-    "User": "flag --user",
+    "User": "flag --owner",
     "VolumeName": "own",
 }
 

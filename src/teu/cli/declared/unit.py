@@ -55,7 +55,7 @@ OWN = """
    --unmask            list        Do not hide these paths, between colons, or ALL
 """
 NETWORK = "\n   --unit  string  The unit\n"
-VOLUME = NETWORK + "   --user  string  Owner of a new volume\n   --group  string  Group of a new volume\n"
+VOLUME = NETWORK + "   --owner  string  User who owns a new volume\n   --owner-group  string  Group that owns a new volume\n"
 IMAGE = """
    --all-tags     bool         All tags of the repository
    --authfile     string       File with passwords, as ~/.docker/config.json
@@ -493,7 +493,7 @@ def volume(cli: Cli, options: Options, operands: list[str]) -> int:
     except APIError as error:
         if error.status != 404:
             raise
-    uid, gid = owner(options["user"], "user"), owner(options["group"], "group")
+    uid, gid = owner(options["owner"], "user"), owner(options["owner-group"], "group")
     options["label"].append(f"{LABEL}={options['unit']}")
     load("volume create").function(cli, options, operands)
     if (uid, gid) != (-1, -1):
