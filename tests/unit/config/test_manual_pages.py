@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import re
 import subprocess
@@ -103,3 +104,11 @@ def test_a_page_is_whole_and_clean(name: str) -> None:
         env={"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8"},
     )
     assert not done.stderr
+
+
+def test_a_page_that_is_made_has_one_text() -> None:
+    """Of two entries with one key the first would be lost."""
+    for node in ast.walk(ast.parse((TREE / "man/generate").read_text())):
+        if isinstance(node, ast.Dict):
+            keys = [key.value for key in node.keys if isinstance(key, ast.Constant)]
+            assert len(set(keys)) == len(keys), f"line {node.lineno}: {max(keys, key=keys.count)} stands twice"
