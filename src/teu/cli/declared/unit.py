@@ -55,7 +55,11 @@ OWN = """
    --unmask            list        Do not hide these paths, between colons, or ALL
 """
 NETWORK = "\n   --unit  string  The unit\n"
-VOLUME = NETWORK + "   --owner  string  User who owns a new volume\n   --owner-group  string  Group that owns a new volume\n"
+VOLUME = """
+   --owner        string  User who owns a new volume
+   --owner-group  string  Group that owns a new volume
+   --unit         string  The unit
+"""
 IMAGE = """
    --all-tags     bool         All tags of the repository
    --authfile     string       File with passwords, as ~/.docker/config.json
