@@ -27,6 +27,7 @@ def fuzz(run: Run) -> None:
         for row in _images():
             if row["Id"] not in known:
                 apiwire.call("DELETE", f"/images/{urllib.parse.quote(row['Id'])}?force=1")
+        apiwire.call("POST", "/images/prune")  # layers that broke off are kept, for a pull that goes on
 
     def first(each: str) -> bool:
         """What the first container of a boot leaves for those after it."""
