@@ -250,7 +250,9 @@ def test_how_a_container_ends(pods: list[tuple[Client, Any]], command: list[str]
         id = one.run_container(pod, "ends", command)
         status = one.ended(id)
         assert (status.exit_code, status.reason) == (code, reason)
-        assert status.created_at <= status.started_at <= status.finished_at
+        assert status.created_at <= status.finished_at
+        if one is pods[0][0]:  # containerd looks at the clock behind the start: what ends at once ends before it there
+            assert status.created_at <= status.started_at <= status.finished_at
         one.call("RemoveContainer", container_id=id)
 
 
