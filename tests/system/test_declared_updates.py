@@ -17,18 +17,19 @@ __all__ = ["declare"]
 
 @pytest.fixture
 def registry() -> Iterator[ScriptedRegistry]:
+    """Made before what is declared, so that its images go when their containers have gone."""
     with ScriptedRegistry() as made:
         yield made
         for name in out("teu", "images", "-a", "--format", "{{.Repository}}@{{.ID}}").splitlines():
             if name.startswith((made.address, "localhost/teu-local")):
-                teu("rmi", "-f", name.partition("@")[2], check=False)
+                teu("rmi", "-f", name.partition("@")[2])
 
 
 def version() -> str:
     return teu("exec", "systemd-app", "busybox", "cat", "/etc/version").stdout
 
 
-def test_new_images_and_the_way_back(declare: Declared, registry: ScriptedRegistry) -> None:
+def test_new_images_and_the_way_back(registry: ScriptedRegistry, declare: Declared) -> None:
     name = f"{registry.address}/app:1"
     registry.image("app", "1", busybox_layer(**{"etc/version": b"one", "etc/good": b""}))
     declare.write(
@@ -48,7 +49,7 @@ def test_new_images_and_the_way_back(declare: Declared, registry: ScriptedRegist
     assert version() == "two" and state("app.service") == "active"
 
 
-def test_an_image_of_this_host(declare: Declared, registry: ScriptedRegistry) -> None:
+def test_an_image_of_this_host(registry: ScriptedRegistry, declare: Declared) -> None:
     for tag in ("1", "2"):
         registry.image("app", tag, busybox_layer(**{"etc/version": tag.encode()}))
         teu("pull", f"{registry.address}/app:{tag}")
