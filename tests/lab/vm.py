@@ -284,20 +284,20 @@ def start(
         build.bytecode(source / "dist", release)
     _pack(source, home / "src.tar")
     if ways[-1] == "tcg":
-        ways.append("tcg")  # an emulated kernel may panic as it boots, in what no test is about: once more
+        ways.append("tcg")  # an emulated kernel may panic or stand still in its boot, of which no test is: once more
     for number, way in enumerate(ways, 1):
         make_disk(home, image / "disk.raw", "raw")
         command = qemu_command(name, home, home / "src.tar", image, way, memory, durable, processors)
         launch(home, [*command, *hardware])
         try:
-            _wait_until_up(name, home, timeout or (60 if way == "kvm" else 600))
+            _wait_until_up(name, home, timeout or (60 if way == "kvm" else 300))
         except LabError as error:
-            went_off = not pid_of(name)
+            lost = not pid_of(name) or STALLED in str(error)
             power_cut(name)
-            if number == len(ways) or (way == "tcg" and not went_off):
+            if number == len(ways) or (way == "tcg" and not lost):
                 raise
             if way == "tcg":
-                print(f"lab: the machine went off in its boot, once more\n{error}", file=sys.stderr)
+                print(f"lab: the machine was lost in its boot, once more\n{error}", file=sys.stderr)
                 continue
             print("lab: KVM does not work here, falling back to emulation", file=sys.stderr)
             broken.touch()
@@ -305,6 +305,10 @@ def start(
             continue
         return way
     raise AssertionError
+
+
+STALLED = "detected stalls on CPUs"
+"""What a kernel says whose emulator does not give it the processor's time."""
 
 
 def has_kvm() -> bool:
