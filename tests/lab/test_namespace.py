@@ -41,7 +41,8 @@ def traces(name: str) -> list[str]:
     """Everything on the host that belongs to the instance."""
     found = [f"mount {line}" for line in Path("/proc/self/mountinfo").read_text().splitlines() if f"/{name}/" in line]
     found += [str(path) for path in namespace.INSTANCES.glob(f"{name}*")]
-    found += [str(path) for path in namespace._cgroup2().rglob(f"*{name}*")]
+    # Others come and go meanwhile: os.walk goes on where one has gone.
+    found += [folder for folder, _, _ in os.walk(namespace._cgroup2()) if name in os.path.basename(folder)]
     for process in Path("/proc").glob("[0-9]*"):
         try:
             mounts = (process / "mounts").read_text()
