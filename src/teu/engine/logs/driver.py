@@ -149,6 +149,23 @@ def whole_lines(data: bytes, final: bool) -> int:
     return end
 
 
+def described(source: LogSource) -> dict[str, object]:
+    """What docker tells of a container, by its names, to templates of tags and to plugins."""
+    return {
+        "Config": source.options,
+        "ContainerID": source.id,
+        "ContainerName": "/" + source.name,
+        "ContainerEntrypoint": source.command[0] if source.command else "",
+        "ContainerArgs": source.command[1:],
+        "ContainerImageID": source.image_id,
+        "ContainerImageName": source.image,
+        "ContainerCreated": source.created,
+        "ContainerEnv": source.env,
+        "ContainerLabels": source.labels,
+        "DaemonName": "teud",
+    }
+
+
 class _Described:
     """A container as a template of --log-opt tag sees it: docker's names of what it knows of one."""
 
@@ -161,19 +178,9 @@ class _Described:
             "ImageFullID": source.image_id,
             "ImageName": source.image,
             "Command": command(source),
-            "DaemonName": "teud",
             "Hostname": socket.gethostname(),
             "ExtraAttributes": extra_attributes(source),
-            "Config": source.options,
-            "ContainerID": source.id,
-            "ContainerName": "/" + source.name,
-            "ContainerEntrypoint": source.command[0] if source.command else "",
-            "ContainerArgs": source.command[1:],
-            "ContainerImageID": source.image_id,
-            "ContainerImageName": source.image,
-            "ContainerCreated": source.created,
-            "ContainerEnv": source.env,
-            "ContainerLabels": source.labels,
+            **described(source),
         }
 
     def field(self, name: str) -> object:

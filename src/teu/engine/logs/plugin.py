@@ -30,7 +30,7 @@ from teu.engine.core import plugins
 from teu.engine.core.errors import BadRequest, EngineError, NotFound
 from teu.engine.core.plugins import member, section
 from teu.engine.core.times import NEVER, timestamp
-from teu.engine.logs.driver import Driver, LogSource, Piece, Selection, check_attributes
+from teu.engine.logs.driver import Driver, LogSource, Piece, Selection, check_attributes, described
 from teu.engine.logs.local import KINDS, SOURCES, field, partial, varint
 from teu.engine.logs.options import boolean, check_cache
 from teu.engine.logs.remote import Message, Remote, Stopped
@@ -75,20 +75,7 @@ def readable(source: LogSource) -> bool:
 
 def _told(source: LogSource) -> dict[str, Any]:
     """What Docker calls Info."""
-    return {
-        "Config": source.options,
-        "ContainerID": source.id,
-        "ContainerName": "/" + source.name,
-        "ContainerEntrypoint": source.command[0] if source.command else "",
-        "ContainerArgs": source.command[1:],
-        "ContainerImageID": source.image_id,
-        "ContainerImageName": source.image,
-        "ContainerCreated": source.created,
-        "ContainerEnv": source.env,
-        "ContainerLabels": source.labels,
-        "LogPath": "",
-        "DaemonName": "teud",
-    }
+    return described(source) | {"LogPath": ""}
 
 
 class _Fifo:
