@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import binascii
 import os
-import pwd
 
 from teu.cli.errors import CommandError
 from teu.cli.options import split_csv
@@ -37,46 +36,9 @@ TEXTS = (
     "statsFormat",
 )
 
-# Keys of which every command has to know whether they are there.
-EVERYONES = ("httpheaders", "currentcontext", "plugins", "aliases")
-
 # What a header's name may have besides letters and digits, RFC 9110; and the names that are the client's own.
 TOKEN = "!#$%&'*+-.^_`|~"
 OWN_HEADERS = ("Host", "User-Agent", "Content-Length", "Transfer-Encoding", "Trailer", "Connection", "Upgrade")
-
-
-def folder(given: str) -> str:
-    if given:
-        return given
-    found = os.environ.get("TEU_CONFIG") or os.environ.get("DOCKER_CONFIG")
-    if found:
-        return found
-    home = os.environ.get("HOME")
-    if not home:
-        try:
-            home = pwd.getpwuid(os.getuid()).pw_dir
-        except KeyError:
-            home = "/"
-    return home + "/.docker"
-
-
-def mentions(directory: str) -> frozenset[str]:
-    """Which keys the file may have that are every command's business, of EVERYONES, in lower case; a few microseconds,
-    as every command asks."""
-    try:
-        file = os.open(directory + "/config.json", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except (OSError, ValueError):
-        return frozenset()
-    try:
-        text = b""
-        while part := os.read(file, 1 << 20):
-            text += part
-    except OSError:  # a folder
-        return frozenset()
-    finally:
-        os.close(file)
-    text = text.lower()
-    return frozenset(key for key in EVERYONES if b'"%b"' % key.encode() in text)
 
 
 def checked_headers(given: dict[str, Any], where: str) -> dict[str, str]:

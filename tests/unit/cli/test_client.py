@@ -16,7 +16,7 @@ import pytest
 from prepared import Daemon
 
 from teu import __version__
-from teu.cli import archives, config, registry, streams
+from teu.cli import archives, command, config, registry, streams
 from teu.cli.errors import APIError, CommandError, ConnectError
 from teu.cli.http import Client, Connection, Response, query_string
 from teu.cli.main import as_it_came
@@ -202,12 +202,12 @@ def test_a_file_that_is_nested_without_end_is_told(tmp_path: Path, text: str) ->
 
 
 def test_headers_for_every_request(tmp_path: Path) -> None:
-    assert "httpheaders" not in config.mentions(str(tmp_path))
+    assert "httpheaders" not in command.mentions(str(tmp_path))
     file = tmp_path / "config.json"
     file.write_text('{"auths": {}}')
-    assert "httpheaders" not in config.mentions(str(tmp_path))
+    assert "httpheaders" not in command.mentions(str(tmp_path))
     file.write_text('{"HttpHeaders": {"x-META-a": "1", "User-Agent": "me", "host": "h", "Empty": null}}')
-    assert "httpheaders" in config.mentions(str(tmp_path))
+    assert "httpheaders" in command.mentions(str(tmp_path))
     assert config.ConfigFile(str(tmp_path)).headers() == {"X-Meta-A": "1", "Empty": ""}
     for name, value in (("", "x"), ("a b", "x"), ("a:", "x"), ("\u00e4", "x"), ("A", "x\\r\\nB: y"), ("A", "\\u0000")):
         file.write_text(f'{{"HttpHeaders": {{"{name}": "{value}"}}}}', "utf-8")
