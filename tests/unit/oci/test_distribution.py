@@ -411,3 +411,24 @@ def test_certificates(server: ScriptedRegistry, tmp_path: Path, monkeypatch: pyt
     shutil.copy(ca, folder / "ca.crt")
     with Registry(f"reg.test:{port}", options=options) as client:
         client.manifest("app", "1")
+
+
+def test_the_systems_authorities_are_loaded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hosts without any of their own share them, until the system's have changed."""
+    bundle = tmp_path / "ca.pem"
+    bundle.write_text("")
+    monkeypatch.setenv("SSL_CERT_FILE", str(bundle))
+    options = distribution.Options(certs=str(tmp_path / "certs.d"))
+    (tmp_path / "certs.d/own.test").mkdir(parents=True)
+
+    def context(netloc: str, insecure: bool = False) -> ssl.SSLContext:
+        return distribution._Host("https", netloc, options, insecure)._tls()
+
+    first = context("a.test")
+    assert first.verify_mode is ssl.CERT_REQUIRED and first.check_hostname
+    assert context("b.test") is first
+    own, believed = context("own.test"), context("127.0.0.1:5000", insecure=True)
+    assert own is not first and own.verify_mode is ssl.CERT_REQUIRED and own.check_hostname
+    assert believed is not first and believed.verify_mode is ssl.CERT_NONE and not believed.cert_store_stats()["x509"]
+    bundle.write_text("# changed\n")
+    assert context("a.test") is not first
