@@ -93,6 +93,7 @@ class ScriptedRegistry:
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            disable_nagle_algorithm = True  # head and body are two packets: the second would wait 40 ms
 
             def log_message(self, *_: Any) -> None:
                 pass

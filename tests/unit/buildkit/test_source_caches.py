@@ -39,6 +39,7 @@ class Handler(BaseHTTPRequestHandler):
     """A registry that takes what it is given."""
 
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # head and body are two packets: the second would wait 40 ms
     blobs: dict[str, bytes]
     manifests: dict[str, tuple[str, bytes]]
     seen: list[str]
