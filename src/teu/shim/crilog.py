@@ -5,7 +5,8 @@ to be there, and none can lose a line or hold one up.
 A line of the file is TIME STREAM TAG TEXT: the time in UTC with nanoseconds, stdout or stderr, F for a line and P for a
 part of one, which has no end of its own in the output: it was too long, or the output ended.
 
-kubelet rotates by renaming the file: what is written next goes to a new one of the old name.
+kubelet rotates by renaming the file: what is written next goes to a new one of the old name. Those who look on while it
+is written are at a socket, see `attach`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from __future__ import annotations
 import os
 import time
 
-from teu.shim.loop import EPOLLIN
+from teu.shim.attach import Audience
+from teu.shim.loop import EPOLLIN, Future
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -35,15 +37,27 @@ def timestamp(nanoseconds: int) -> bytes:
 class LogFile:
     """The file of one container, and the pipes that end there."""
 
-    def __init__(self, path: str, log: Callable[[str], None] = lambda _text: None) -> None:
-        """`log` is told when a line cannot be written."""
+    def __init__(self, path: str, log: Callable[[str], None] = lambda _text: None, attach: str = "") -> None:
+        """Without a path nothing is kept. `log` is told when a line cannot be written. `attach` is the path of the
+        socket for those who look on, "" for none."""
         self._path = path
         self._log = log
         self._complained = False
-        os.makedirs(os.path.dirname(path), 0o755, exist_ok=True)
         self._file = -1
-        self._open()
+        if path:
+            os.makedirs(os.path.dirname(path), 0o755, exist_ok=True)
+            self._open()
         self._streams: list[LogStream] = []
+        self._audience: Audience | None = None
+        # done when those who look on have got everything
+        self.drained = Future()
+        if attach:
+            try:
+                self._audience = Audience(attach, self._hold)
+            except BaseException:
+                self.close()
+                raise
+            self.drained = self._audience.drained
 
     def _open(self) -> None:
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
@@ -58,16 +72,29 @@ class LogFile:
         """The write end of a new pipe whose lines are of that stream."""
         source, sink = os.pipe2(os.O_CLOEXEC)
         os.set_blocking(source, False)
-        self._streams.append(LogStream(self, name.encode(), source))
+        self._streams.append(LogStream(self, len(self._streams) + 1, name.encode(), source))
         return sink
 
     def start(self, loop: Loop) -> None:
         """From now on the output is written."""
         for stream in self._streams:
             stream.start(loop)
+        if self._audience is not None:
+            self._audience.start(loop)
+
+    def _hold(self, held: bool) -> None:
+        for stream in self._streams:
+            stream.hold(held)
+
+    def tell(self, stream: int, data: bytes) -> None:
+        """Hand on what was read, to those who look on."""
+        if self._audience is not None:
+            self._audience.tell(stream, data)
 
     def write(self, data: bytes) -> None:
         """Append whole lines; those that the disk does not take are lost, which never stops the container."""
+        if not self._path:
+            return
         try:
             self._follow()
             while data:
@@ -88,10 +115,26 @@ class LogFile:
             pass
         self._open()
 
+    def finish(self) -> None:
+        """The process is gone: write what the pipes have left, see `drained`."""
+        for stream in self._streams:
+            stream.end()
+        if self._audience is not None:
+            self._audience.finish()
+        else:
+            self.drained.set()
+
+    def end(self) -> None:
+        """Wait for nobody who looks on."""
+        if self._audience is not None:
+            self._audience.end()
+
     def close(self) -> None:
         """Write what the pipes have left, and give up."""
         for stream in self._streams:
             stream.end()
+        self._streams = []
+        self.end()
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
@@ -100,8 +143,9 @@ class LogFile:
 class LogStream:
     """One pipe: takes lines out, and keeps what is not a line yet."""
 
-    def __init__(self, file: LogFile, name: bytes, source: int) -> None:
+    def __init__(self, file: LogFile, number: int, name: bytes, source: int) -> None:
         self._file = file
+        self._number = number
         self._name = name
         self._source = source
         self._rest = b""
@@ -111,6 +155,15 @@ class LogStream:
         if self._source >= 0:
             self._loop = loop
             loop.watch(self._source, EPOLLIN, self._on_output)
+
+    def hold(self, held: bool) -> None:
+        """Read no more for the time being, or go on."""
+        if self._source < 0 or self._loop is None:
+            return
+        if held:
+            self._loop.unwatch(self._source)
+        else:
+            self._loop.watch(self._source, EPOLLIN, self._on_output)
 
     def _on_output(self, _events: int) -> None:
         self._read()
@@ -123,6 +176,7 @@ class LogStream:
             return False
         if data:
             self._write(data)
+            self._file.tell(self._number, data)
             return True
         self._close()
         return False

@@ -105,7 +105,9 @@ class Process:
         container, namespace = owner.container, owner.namespace
         try:
             if self.terminal:
-                logger = self.streams.open_terminal_logger(self.stdout, container=container, namespace=namespace)
+                logger = self.streams.open_terminal_logger(
+                    self.stdout, self.stderr, container=container, namespace=namespace
+                )
                 yield from self._logger_started()
                 global _socket_count
                 _socket_count += 1
@@ -219,7 +221,8 @@ class Process:
     def release(self) -> Coroutine:
         """Give up the streams, when a terminal's last output has been taken."""
         if self.status == m.STOPPED:
-            for relay in (self.streams.relay, self.streams.console and self.streams.console.output):
+            streams = self.streams
+            for relay in (streams.relay, streams.console and streams.console.output, streams.log):
                 if relay:
                     yield from wait_drained(self.loop, relay, DRAIN_SECONDS, self.log)
         gone = self.streams.logger_gone

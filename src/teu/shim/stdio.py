@@ -86,8 +86,8 @@ class Streams:
         self._error: tuple[int, int] | None = None
         self.relay: Relay | None = None
         self.console: Console | None = None
-        # the log file that this shim itself writes
-        self._log: LogFile | None = None
+        # the log that this shim itself writes
+        self.log: LogFile | None = None
         self.logger_pid = 0
         # done when the logging binary has ended
         self.logger_gone = Future()
@@ -107,8 +107,8 @@ class Streams:
             source, sink = self._error
             self._error = None
             self.relay = Relay(loop, source, sink, True)
-        if self._log:
-            self._log.start(loop)
+        if self.log:
+            self.log.start(loop)
 
     def close_child(self) -> None:
         for fd in set(self._child):
@@ -140,9 +140,9 @@ class Streams:
             self.relay.end()
         if self.console:
             self.console.close()
-        if self._log:
-            self._log.close()
-            self._log = None
+        if self.log:
+            self.log.close()
+            self.log = None
         for fd in self._error or ():
             os.close(fd)
         self._error = None
@@ -186,7 +186,8 @@ class Streams:
         """Prepare the streams of a process without a terminal.
 
         The paths are FIFOs, or stdout is a file://, cri:// or binary:// URI that takes both outputs; empty means
-        none.  `uid` and `gid` shall own the FIFOs (the runtime options io_uid and io_gid)."""
+        none.  With cri:// stderr is the socket for those who look on.  `uid` and `gid` shall own the FIFOs (the
+        runtime options io_uid and io_gid)."""
         try:
             if stdin:
                 hold = os.open(stdin, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -205,9 +206,9 @@ class Streams:
                 flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
                 self._child += [os.open(path, flags, 0o644)] * 2
             elif scheme == CRI_SCHEME:
-                self._log = LogFile(path, self._complain)
+                self.log = LogFile(path, self._complain, stderr)
                 for name in ("stdout", "stderr"):
-                    sink = self._log.stream(name)
+                    sink = self.log.stream(name)
                     self._child.append(sink)
                     if uid or gid:
                         os.fchown(sink, uid, gid)
@@ -219,13 +220,13 @@ class Streams:
             self.close()
             raise
 
-    def open_terminal_logger(self, stdout: str, *, container: str, namespace: str) -> int:
+    def open_terminal_logger(self, stdout: str, stderr: str, *, container: str, namespace: str) -> int:
         """For a process with a terminal: where its output goes if that is a logging binary or this shim's own log,
         else -1."""
         scheme, path, arguments = parse_uri(stdout)
         if scheme == CRI_SCHEME:
-            self._log = LogFile(path, self._complain)
-            sink = self._log.stream("stdout")
+            self.log = LogFile(path, self._complain, stderr)
+            sink = self.log.stream("stdout")
             os.set_blocking(sink, False)
             return sink
         if scheme not in LOGGER_SCHEMES:
@@ -491,7 +492,7 @@ class ConsoleSocket:
             pass
 
 
-def wait_drained(loop: Loop, relay: Relay, seconds: float, log: Callable[[str], None]) -> Coroutine:
+def wait_drained(loop: Loop, relay: Relay | LogFile, seconds: float, log: Callable[[str], None]) -> Coroutine:
     """Wait until the last output is in the FIFO, at most so long."""
 
     def give_up() -> None:
