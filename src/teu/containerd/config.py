@@ -7,6 +7,8 @@ from teu.config import Key, boolean, duration, integer, list_of, map_of, matchin
 
 FILE = "/etc/teu/containerd.yaml"
 
+_host_port = matching(r"(\[[0-9A-Fa-f:.]+\]|[^:/\s]+):\d{1,5}", "give HOST:PORT, such as 127.0.0.1:0")
+_path_or_none = matching(r"(/.*)?", "give an absolute path, such as /etc/teu/streaming.crt")
 _socket = matching(r"(unix://)?/.+", "give a socket, such as /run/teu/teud.sock")
 
 KEYS = (
@@ -90,6 +92,14 @@ KEYS = (
                 "/etc/containerd/certs.d",
                 "a folder for each registry that is reached in its own way, with a hosts.toml",
             ),
+            Key(
+                "streaming-address",
+                _host_port,
+                "127.0.0.1:0",
+                "where kubelet is sent to for exec, attach and port-forward; port 0 is any free one",
+            ),
+            Key("streaming-certificate", _path_or_none, "", "file with the certificate by which that speaks TLS"),
+            Key("streaming-key", _path_or_none, "", "file with its private key; empty: it is in the certificate's"),
             Key("pinned-images", list_of(text), [], "images that kubelet is never to remove"),
         ),
         {},

@@ -119,6 +119,7 @@ class Daemon:
         self.zygote = zygote
         self.stop = asyncio.Event()
         self.rpc: Server | None = None
+        self.cri: Any = None  # the Container Runtime Interface, where it is enabled
 
     async def run(self) -> None:
         loop = asyncio.get_running_loop()
@@ -144,7 +145,7 @@ class Daemon:
         # shims that died while we were away are told of before anybody can ask
         await context.shims.restore()
         context.sandbox_manager.take_over()
-        cri = await self._cri()
+        cri = self.cri = await self._cri()
         server, release = await self._start(build, grpc_socket)
         events_server = await ttrpc_events.serve(context.events, events_socket)
         metrics_server = await serve_metrics(
@@ -185,7 +186,7 @@ class Daemon:
             self._rpc().let_go()
             await server.stop(1.0)
             if cri is not None:
-                cri.close()
+                await cri.close()
             await context.shims.close()
             await asyncio.to_thread(context.close)
 
@@ -268,7 +269,8 @@ class Daemon:
             due = now + pause
 
     def _nothing_due(self) -> bool:
-        return self.context.collector.idle() and self.restarts.settled()
+        streaming = self.cri is not None and self.cri.busy
+        return self.context.collector.idle() and self.restarts.settled() and not streaming
 
     async def _watch_idle(self) -> None:
         """Leave when nobody has called for long; only where systemd holds the sockets, which wake us."""

@@ -65,6 +65,8 @@ PATIENCE_SECONDS = 1.0  # between two questions to a shim that does not answer
 KILL_SECONDS = 60.0  # until a container that was sent SIGKILL must have ended
 LEASE_SECONDS = 3600
 INIT = "catatonit"
+# In a container's folder of the state, while its task is there.
+STDIN_FIFO, ATTACH_SOCKET = "stdin", "attach"
 # containerd.v1.types.Status
 _TASK_CREATED, _TASK_RUNNING, _TASK_STOPPED = 1, 2, 3
 
@@ -303,11 +305,11 @@ class Containers:
         os.makedirs(folder, 0o711, exist_ok=True)
         stdin = ""
         if container.config.stdin:
-            stdin = os.path.join(folder, "stdin")
+            stdin = os.path.join(folder, STDIN_FIFO)
             if not os.path.exists(stdin):
                 os.mkfifo(stdin, 0o600)
-        stdout = f"cri://{container.log_path}" if container.log_path else ""
-        return Stdio(stdin, stdout, "", container.config.tty)
+        # The shim writes the log, and listens for those who attach.
+        return Stdio(stdin, f"cri://{container.log_path}", os.path.join(folder, ATTACH_SOCKET), container.config.tty)
 
     async def _drop_task(self, id: str) -> None:
         """End and delete a task, if there is one."""

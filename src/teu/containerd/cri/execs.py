@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ExecSync: a command in a container, and what it wrote. Called by `service`, mostly for probes."""
+"""Commands in a container: ExecSync, and what it wrote, mostly for probes; Exec, with a client's streams. Called by
+`service`."""
 
 from __future__ import annotations
 
@@ -8,11 +9,15 @@ import json
 import os
 import secrets
 import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 from google.protobuf import any_pb2
 
 from teu.containerd.core.errors import DeadlineExceeded, Error, FailedPrecondition, InvalidArgument
 from teu.containerd.cri.containers import Containers
+from teu.containerd.cri.pipes import LIMIT as CHUNK
+from teu.containerd.cri.pipes import Sink, Source, Streams, fill, sizes
 from teu.containerd.cri.records import NAMESPACE, RUNNING, Container
 from teu.containerd.runtime.tasks import Stdio
 from teu.containerd.state import Context
@@ -61,6 +66,41 @@ class Output:
             self._end.set_result(None)
 
 
+class Relay:
+    """A FIFO whose bytes go to a client, as fast as it takes them; without a client they are thrown away."""
+
+    def __init__(self, path: str, sink: Sink | None) -> None:
+        os.mkfifo(path, 0o600)
+        self.path = path
+        self._sink = sink
+        self._file = open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb", 0)
+        self._moved = 0  # bytes
+        self._sending = False
+
+    async def run(self) -> None:
+        """To its end."""
+        loop = asyncio.get_running_loop()
+        reader = asyncio.StreamReader(CHUNK)
+        transport, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), self._file)
+        try:
+            while data := await reader.read(CHUNK):
+                self._moved += len(data)
+                if self._sink is not None:
+                    self._sending = True
+                    await self._sink.write(data)
+                    self._sending = False
+        finally:
+            transport.close()
+
+    def progress(self) -> tuple[int, bool]:
+        """What changes while bytes move: how many have, and whether the client is waited for."""
+        return self._moved, self._sending
+
+    def close(self) -> None:
+        """For one that was never run, too."""
+        self._file.close()
+
+
 class Execs:
     """Commands in containers."""
 
@@ -68,39 +108,100 @@ class Execs:
         self._context = context
         self._containers = containers
 
-    def _process(self, container: Container, command: list[str]) -> any_pb2.Any:
+    def _process(self, container: Container, command: list[str], terminal: bool) -> any_pb2.Any:
         record = self._context.containers.get(NAMESPACE, container.id)
         process = dict(jsontext.loads(record.spec.value)["process"])
-        process["args"], process["terminal"] = command, False
+        process["args"], process["terminal"] = command, terminal
         return any_pb2.Any(type_url=PROCESS_TYPE, value=json.dumps(process).encode())
 
     async def run(self, container: Container, command: list[str], timeout: int) -> tuple[bytes, bytes, int]:
         """(standard output, standard error, exit code). DeadlineExceeded when it has not ended within `timeout`
         seconds, 0 for any time: then it is killed. It is killed, too, when its client leaves."""
+        async with self._made(container, command, terminal=False) as (name, folder, packed):
+            outputs: list[Output] = []
+            try:
+                outputs += [Output(os.path.join(folder, stream)) for stream in ("stdout", "stderr")]
+                stdio = Stdio("", outputs[0].path, outputs[1].path)
+                await self._context.tasks.exec(NAMESPACE, container.id, name, stdio, packed)
+                try:
+                    code = await self._ended(container, name, timeout)
+                    await self._drained(outputs)
+                finally:
+                    await asyncio.shield(asyncio.create_task(self._clean(container, name)))
+            finally:
+                for output in outputs:
+                    output.close()
+        return bytes(outputs[0].data), bytes(outputs[1].data), code
+
+    @asynccontextmanager
+    async def _made(
+        self, container: Container, command: list[str], *, terminal: bool
+    ) -> AsyncIterator[tuple[str, str, any_pb2.Any]]:
+        """(name, folder for its FIFOs, process) of a command to be, in a container that runs."""
         if not command:
             raise InvalidArgument("cmd is empty: name the command to run")
         if container.state != RUNNING:
             raise FailedPrecondition(f"container {container.id} is not running")
-        loop, pool, tasks = asyncio.get_running_loop(), self._context.pool, self._context.tasks
-        packed = await loop.run_in_executor(pool, self._process, container, command)
+        loop, pool = asyncio.get_running_loop(), self._context.pool
+        packed = await loop.run_in_executor(pool, self._process, container, command, terminal)
         name = f"exec-{secrets.token_hex(8)}"
         folder = os.path.join(self._containers.state_of(container.id), name)
         os.makedirs(folder, 0o700)
-        outputs = []
         try:
-            outputs += [Output(os.path.join(folder, stream)) for stream in ("stdout", "stderr")]
-            stdio = Stdio("", outputs[0].path, outputs[1].path)
-            await tasks.exec(NAMESPACE, container.id, name, stdio, packed)
-            try:
-                code = await self._ended(container, name, timeout)
-                await self._drained(outputs)
-            finally:
-                await asyncio.shield(asyncio.create_task(self._clean(container, name)))
+            yield name, folder, packed
         finally:
-            for output in outputs:
-                output.close()
             await loop.run_in_executor(pool, discard_tree, folder)
-        return bytes(outputs[0].data), bytes(outputs[1].data), code
+
+    async def stream(self, container: Container, command: list[str], streams: Streams, *, terminal: bool) -> int:
+        """Run a command with a client's streams, in a terminal of its own or without one; its exit code. It is killed
+        when its client leaves, which is a cancellation."""
+        async with self._made(container, command, terminal=terminal) as (name, folder, packed):
+            relays: list[Relay] = []
+            stdin = os.path.join(folder, "stdin") if streams.stdin is not None else ""
+            try:
+                if stdin:
+                    os.mkfifo(stdin, 0o600)
+                # of a terminal somebody must read, whether a client wants it or not
+                for which, sink in (("stdout", streams.stdout), ("stderr", streams.stderr)):
+                    if (sink is not None and not (terminal and which == "stderr")) or (terminal and which == "stdout"):
+                        relays.append(Relay(os.path.join(folder, which), sink))
+                paths = {os.path.basename(relay.path): relay.path for relay in relays}
+                stdio = Stdio(stdin, paths.get("stdout", ""), paths.get("stderr", ""), terminal)
+                await self._context.tasks.exec(NAMESPACE, container.id, name, stdio, packed)
+                try:
+                    return await self._streamed(container, name, streams, stdin, relays)
+                finally:
+                    await asyncio.shield(asyncio.create_task(self._clean(container, name)))
+            finally:
+                for relay in relays:
+                    relay.close()
+
+    async def _streamed(
+        self, container: Container, name: str, streams: Streams, stdin: str, relays: list[Relay]
+    ) -> int:
+        outputs = [asyncio.create_task(relay.run()) for relay in relays]
+        inputs: list[asyncio.Task[None]] = []
+        try:
+            await self._context.tasks.start(NAMESPACE, container.id, name)
+            if streams.stdin is not None:
+                inputs.append(asyncio.create_task(self._feed(container, name, stdin, streams.stdin)))
+            if streams.resize is not None:
+                inputs.append(asyncio.create_task(follow_sizes(self._context, container, name, streams.resize)))
+            ended = await self._context.tasks.wait(NAMESPACE, container.id, name)
+            await _relayed(relays, outputs)
+            return ended.status
+        finally:
+            for task in (*inputs, *outputs):
+                task.cancel()
+            if inputs or outputs:
+                await asyncio.wait([*inputs, *outputs])
+
+    async def _feed(self, container: Container, name: str, path: str, source: Source) -> None:
+        await fill(path, source)
+        try:
+            await self._context.tasks.close_io(NAMESPACE, container.id, name)
+        except Error:
+            pass  # it has ended
 
     async def _ended(self, container: Container, name: str, timeout: int) -> int:
         tasks = self._context.tasks
@@ -130,3 +231,23 @@ class Execs:
             await tasks.delete_process(NAMESPACE, container.id, name)
         except (Error, TimeoutError):
             pass  # with the container it goes, too
+
+
+async def _relayed(relays: list[Relay], outputs: list[asyncio.Task[None]]) -> None:
+    """Wait for what a command that has ended has written; not for what processes that it has left behind may write."""
+    left = set(outputs)
+    while left:
+        before = [relay.progress() for relay in relays]
+        _, left = await asyncio.wait(left, timeout=_DRAIN_SECONDS)
+        now = [relay.progress() for relay in relays]
+        if before == now and not any(sending for _, sending in now):
+            return
+
+
+async def follow_sizes(context: Context, container: Container, name: str, source: Source) -> None:
+    """Give the terminal of a command, or with "" of the container, the sizes that a client tells."""
+    async for width, height in sizes(source):
+        try:
+            await context.tasks.resize(NAMESPACE, container.id, name, width, height)
+        except Error:
+            return  # it has ended

@@ -2,8 +2,7 @@
 """runtime.v1.RuntimeService: `pods` and `containers` on the wire. Made by `daemon`, where the configuration has it.
 
 What it does not have answers UNIMPLEMENTED, which kubelet takes for the streams of lists and for the figures of pods
-(it has those from cgroups): streaming (Exec, Attach, PortForward), figures and metrics of pods, events, changes of
-resources, checkpoints.
+(it has those from cgroups): figures and metrics of pods, events, changes of resources, checkpoints.
 """
 
 from __future__ import annotations
@@ -11,22 +10,27 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import socket
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from google.protobuf import json_format
 
 from teu.api.cri.v1 import cri_pb2 as cri
-from teu.containerd.core.errors import Error, FailedPrecondition, NotFound
+from teu.containerd.core.errors import Error, FailedPrecondition, InvalidArgument, NotFound
 from teu.containerd.core.version import advertised
+from teu.containerd.cri import forward
+from teu.containerd.cri.attach import Attaches
 from teu.containerd.cri.containers import Containers
 from teu.containerd.cri.execs import Execs
 from teu.containerd.cri.image_service import ImageService
 from teu.containerd.cri.images import Images
 from teu.containerd.cri.network import Networks
+from teu.containerd.cri.pipes import Streams
 from teu.containerd.cri.pods import Pods
 from teu.containerd.cri.records import NAMESPACE, RUNNING, Container, Pod, Records
 from teu.containerd.cri.stats import Stats
+from teu.containerd.cri.streaming import Command, Forward, Streaming
 from teu.containerd.server.rpc import Call, Server, quick
 from teu.containerd.state import Context
 from teu.containerd.transfer.job import Parts
@@ -73,7 +77,14 @@ class RuntimeService:
     """runtime.v1.RuntimeService. Ids may be parts that only one begins with."""
 
     def __init__(
-        self, context: Context, records: Records, networks: Networks, images: Images, containers: Containers, pods: Pods
+        self,
+        context: Context,
+        records: Records,
+        networks: Networks,
+        images: Images,
+        containers: Containers,
+        pods: Pods,
+        streaming: Streaming,
     ) -> None:
         self._context = context
         self._records = records
@@ -82,7 +93,9 @@ class RuntimeService:
         self._containers = containers
         self._pods = pods
         self._execs = Execs(context, containers)
+        self._attaches = Attaches(context, containers)
         self._stats = Stats(context)
+        self._streaming = streaming
 
     # the runtime
 
@@ -320,6 +333,72 @@ class RuntimeService:
         out, err, code = await self._execs.run(container, list(request.cmd), request.timeout)
         return cri.ExecSyncResponse(stdout=out, stderr=err, exit_code=code)
 
+    # streams
+
+    @quick
+    def Exec(self, request: cri.ExecRequest, call: Call) -> cri.ExecResponse:
+        """The address at which a command is run in a container, with a client's streams."""
+        _check_streams(request)
+        container = self._running(request.container_id)
+        words, terminal = list(request.cmd), request.tty
+        if not words:
+            raise InvalidArgument("cmd is empty: name the command to run")
+
+        async def run(streams: Streams) -> int:
+            return await self._execs.stream(container, words, streams, terminal=terminal)
+
+        job = Command(run, words, request.stdin, request.stdout, request.stderr, terminal)
+        return cri.ExecResponse(url=self._streaming.promise("exec", job))
+
+    @quick
+    def Attach(self, request: cri.AttachRequest, call: Call) -> cri.AttachResponse:
+        """The address at which a client gets the streams of a container's first process."""
+        _check_streams(request)
+        container = self._running(request.container_id)
+
+        async def run(streams: Streams) -> int:
+            return await self._attaches.attach(container, streams)
+
+        terminal = request.tty or container.config.tty
+        job = Command(run, [], request.stdin, request.stdout, request.stderr, terminal)
+        return cri.AttachResponse(url=self._streaming.promise("attach", job))
+
+    @quick
+    def PortForward(self, request: cri.PortForwardRequest, call: Call) -> cri.PortForwardResponse:
+        """The address at which connections are made to a pod's ports. FAILED_PRECONDITION for one that is not ready."""
+        if not request.pod_sandbox_id:
+            raise InvalidArgument("missing required pod_sandbox_id")
+        pod = self._records.pod(request.pod_sandbox_id)
+        if not self._pods.ready(pod):
+            raise FailedPrecondition(f'sandbox container "{pod.id}" is not running')
+        for port in request.port:
+            if not 0 < port < 1 << 16:
+                raise InvalidArgument(f"port {port} is none")
+
+        async def connect(port: int) -> socket.socket:
+            if not self._pods.ready(pod):
+                raise FailedPrecondition(f'sandbox container "{pod.id}" is not running')
+            return await forward.connect(self._context.pool, pod.network, port)
+
+        job = Forward(connect, pod.id, list(request.port))
+        return cri.PortForwardResponse(url=self._streaming.promise("portforward", job))
+
+    def _running(self, id: str) -> Container:
+        container = self._records.container(id)
+        if container.state != RUNNING:
+            raise FailedPrecondition(f"container {container.id} is not running")
+        return container
+
+
+def _check_streams(request: Any) -> None:
+    """Of an ExecRequest or AttachRequest. Raises InvalidArgument."""
+    if not request.container_id:
+        raise InvalidArgument("missing required container_id")
+    if request.tty and request.stderr:
+        raise InvalidArgument("tty and stderr cannot both be true")
+    if not (request.stdin or request.stdout or request.stderr):
+        raise InvalidArgument("one of `stdin`, `stdout`, or `stderr` must be set")
+
 
 def _signal(name: str) -> int:
     """cri.Signal of a signal's name or number; the runtime's default for what has none there."""
@@ -336,7 +415,7 @@ class Cri:
 
     def __init__(self, context: Context) -> None:
         """Reads nothing yet."""
-        config = context.config["cri"]
+        config = self._config = context.config["cri"]
         parts = Parts(
             content=context.content,
             images=context.images,
@@ -351,11 +430,22 @@ class Cri:
         images = Images(parts, context.collector, config["registries"], config["pinned-images"])
         self._containers = Containers(context, records, images)
         self._pods = Pods(context, records, networks, self._containers)
-        self._runtime = RuntimeService(context, records, networks, images, self._containers, self._pods)
+        self._streaming = Streaming(
+            config["streaming-address"], config["streaming-certificate"], config["streaming-key"]
+        )
+        self._runtime = RuntimeService(
+            context, records, networks, images, self._containers, self._pods, self._streaming
+        )
         self._images = ImageService(images, os.path.join(context.root, "snapshots"))
 
     async def restore(self) -> None:
-        """Take over what an earlier daemon has left, before anybody asks."""
+        """Take over what an earlier daemon has left, before anybody asks. FailedPrecondition where streams cannot be
+        served as it is configured."""
+        try:
+            await self._streaming.start()
+        except OSError as error:  # of TLS, too
+            told = f"cri.streaming-address {self._config['streaming-address']}"
+            raise FailedPrecondition(f"streams of containers cannot be served: {told}: {error}") from None
         await self._pods.restore()
 
     def register(self, server: Server) -> None:
@@ -363,6 +453,12 @@ class Cri:
         server.add(cri.DESCRIPTOR.services_by_name["RuntimeService"], self._runtime)
         server.add(cri.DESCRIPTOR.services_by_name["ImageService"], self._images)
 
-    def close(self) -> None:
-        """The daemon ends; what it has started goes on."""
+    @property
+    def busy(self) -> bool:
+        """Whether clients have streams that would end with the daemon."""
+        return self._streaming.busy
+
+    async def close(self) -> None:
+        """The daemon ends; what it has started goes on, but for the commands of clients with streams."""
+        await self._streaming.close()
         self._containers.close()
