@@ -154,6 +154,7 @@ class Containers:
         pid = await self._pid_namespace(container.pod, options)
         await self._thread(self._make, container, pid)
         self._records.containers[container.id] = container
+        self._records.tell(cri.CONTAINER_CREATED_EVENT, container.pod, container)
         return container.id
 
     async def _pid_namespace(self, pod: Pod, options: Any) -> str | None:
@@ -298,6 +299,7 @@ class Containers:
                 raise Unknown(f"failed to start containerd task {container.id!r}: {text}") from None
             container.state = RUNNING
             await self._thread(self._records.save_container, container)
+            self._records.tell(cri.CONTAINER_STARTED_EVENT, container.pod, container)
             self._watch(container)
 
     def _stdio(self, container: Container) -> Stdio:
@@ -366,6 +368,7 @@ class Containers:
         container.state = EXITED
         await self._thread(self._records.save_container, container)
         container.ended.set()
+        self._records.tell(cri.CONTAINER_STOPPED_EVENT, container.pod, container)
 
     async def stop(self, id: str, timeout: int) -> None:
         """Signal a container to stop, and kill it after so many seconds; an unknown one has stopped."""
@@ -412,7 +415,10 @@ class Containers:
         """The same."""
         await self.stop_one(container, 0)
         async with container.lock:
+            known = container.id in self._records.containers
             await self._thread(self._removed, container)
+            if known:
+                self._records.tell(cri.CONTAINER_DELETED_EVENT, container.pod, container)
 
     def _removed(self, container: Container) -> None:
         self._records.drop_container(container)

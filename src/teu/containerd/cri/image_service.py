@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from teu.api.cri.v1 import cri_pb2 as cri
@@ -14,9 +15,11 @@ from teu.containerd.cri import checks
 from teu.containerd.cri.images import Image, Images, user_of
 from teu.containerd.server.rpc import Call
 
+PIECE = 100  # images in each message of a stream
+
 
 class ImageService:
-    """runtime.v1.ImageService. A stream of images is not implemented: clients take the list."""
+    """runtime.v1.ImageService."""
 
     def __init__(self, images: Images, place: str) -> None:
         """`place` is the folder of the snapshots."""
@@ -37,10 +40,19 @@ class ImageService:
 
     def ListImages(self, request: cri.ListImagesRequest, call: Call) -> cri.ListImagesResponse:
         """All images, or the one that the filter names."""
-        if request.filter.image.image:
-            found = self._images.find(request.filter.image.image)
-            return cri.ListImagesResponse(images=[self._message(found)] if found else [])
-        return cri.ListImagesResponse(images=map(self._message, self._images.all().values()))
+        return cri.ListImagesResponse(images=self._listed(request.filter))
+
+    def StreamImages(self, request: cri.StreamImagesRequest, call: Call) -> Iterator[cri.StreamImagesResponse]:
+        """The same in pieces: no message is too long."""
+        found = self._listed(request.filter)
+        for begin in range(0, len(found), PIECE):
+            yield cri.StreamImagesResponse(images=found[begin : begin + PIECE])
+
+    def _listed(self, wanted: Any) -> list[Any]:
+        if wanted.image.image:
+            found = self._images.find(wanted.image.image)
+            return [self._message(found)] if found else []
+        return [self._message(one) for one in self._images.all().values()]
 
     def ImageStatus(self, request: cri.ImageStatusRequest, call: Call) -> cri.ImageStatusResponse:
         """One image, by its id or a name; an answer without one where there is none."""

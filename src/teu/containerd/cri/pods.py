@@ -125,6 +125,8 @@ class Pods:
             await asyncio.shield(asyncio.create_task(self._undo(pod)))
             raise
         self._records.pods[pod.id] = pod
+        self._records.tell(cri.CONTAINER_CREATED_EVENT, pod, None)
+        self._records.tell(cri.CONTAINER_STARTED_EVENT, pod, None)
         return pod.id
 
     def _spec(self, pod: Pod) -> dict[str, Any]:
@@ -216,9 +218,12 @@ class Pods:
                 return
             await asyncio.gather(*(self._containers.stop_one(one, 0) for one in self._records.of_pod(pod)))
             await self._containers.end_init(pod)
+            ended = not pod.stopped
             pod.stopped = True
             await self._take_apart(pod)
             await self._thread(self._records.save_pod, pod)
+            if ended:
+                self._records.tell(cri.CONTAINER_STOPPED_EVENT, pod, None)
 
     async def remove(self, id: str) -> None:
         """Stop it, and forget it with its containers; an unknown id is none of a pod any more."""
@@ -233,7 +238,10 @@ class Pods:
         async with pod.lock:
             for container in self._records.of_pod(pod):
                 await self._containers.remove_one(container)
+            known = pod.id in self._records.pods
             await self._thread(self._forget, pod)
+            if known:
+                self._records.tell(cri.CONTAINER_DELETED_EVENT, pod, None)
 
     # after a start of the daemon
 

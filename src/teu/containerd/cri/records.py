@@ -15,6 +15,7 @@ import asyncio
 import base64
 import json
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -158,9 +159,17 @@ class Records:
     """All pods and containers. `pods` and `containers` have those that clients may see, by their ids; `names` has those
     under way, too. What blocks is called on a thread."""
 
-    def __init__(self, sandboxes: Sandboxes, containers: Containers) -> None:
+    def __init__(
+        self,
+        sandboxes: Sandboxes,
+        containers: Containers,
+        tell: Callable[[int, Pod, Container | None], None] = lambda _kind, _pod, _container: None,
+    ) -> None:
+        """`tell` is called on the event loop with the ContainerEventType of what has happened to a pod, or to a
+        container of it."""
         self._sandboxes = sandboxes
         self._containers = containers
+        self.tell = tell
         self.pods: dict[str, Pod] = {}
         self.containers: dict[str, Container] = {}
         self.names: dict[str, str] = {}

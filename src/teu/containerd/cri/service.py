@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """runtime.v1.RuntimeService: `pods` and `containers` on the wire. Made by `daemon`, where the configuration has it.
 
-What it does not have answers UNIMPLEMENTED, which kubelet takes for the streams of lists and for the figures of pods
-(it has those from cgroups): figures and metrics of pods, events, changes of resources, checkpoints.
+What it does not have answers UNIMPLEMENTED: metrics of pods (kubelet has them from cgroups) and checkpoints.
 """
 
 from __future__ import annotations
@@ -11,17 +10,18 @@ import asyncio
 import json
 import os
 import socket
-from collections.abc import Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from typing import Any
 
 from google.protobuf import json_format
 
 from teu.api.cri.v1 import cri_pb2 as cri
-from teu.containerd.core.errors import Error, FailedPrecondition, InvalidArgument, NotFound
+from teu.containerd.core.errors import Error, FailedPrecondition, InvalidArgument, NotFound, Unimplemented
 from teu.containerd.core.version import advertised
 from teu.containerd.cri import forward
 from teu.containerd.cri.attach import Attaches
 from teu.containerd.cri.containers import Containers
+from teu.containerd.cri.events import Events
 from teu.containerd.cri.execs import Execs
 from teu.containerd.cri.image_service import ImageService
 from teu.containerd.cri.images import Images
@@ -29,9 +29,10 @@ from teu.containerd.cri.network import Networks
 from teu.containerd.cri.pipes import Streams
 from teu.containerd.cri.pods import Pods
 from teu.containerd.cri.records import NAMESPACE, RUNNING, Container, Pod, Records
+from teu.containerd.cri.resize import Resizes
 from teu.containerd.cri.stats import Stats
 from teu.containerd.cri.streaming import Command, Forward, Streaming
-from teu.containerd.server.rpc import Call, Server, quick
+from teu.containerd.server.rpc import Call, Server, held, quick
 from teu.containerd.state import Context
 from teu.containerd.transfer.job import Parts
 from teu.linux import signals
@@ -40,6 +41,14 @@ from teu.systemd.scope import systemd_is_running
 
 _SIGNALS = frozenset(cri.Signal.keys())
 VERSION = "0.1.0"  # of kubelet's side of the interface, as every runtime answers
+
+
+PIECE = 100  # of a list, in each message of a stream
+
+
+def _pieces(items: list[Any]) -> Iterator[list[Any]]:
+    for begin in range(0, len(items), PIECE):
+        yield items[begin : begin + PIECE]
 
 
 def _selected(labels: Mapping[str, str], selector: Mapping[str, str]) -> bool:
@@ -85,6 +94,7 @@ class RuntimeService:
         containers: Containers,
         pods: Pods,
         streaming: Streaming,
+        events: Events,
     ) -> None:
         self._context = context
         self._records = records
@@ -96,6 +106,8 @@ class RuntimeService:
         self._attaches = Attaches(context, containers)
         self._stats = Stats(context)
         self._streaming = streaming
+        self._events = events
+        self._resizes = Resizes(context, records)
 
     # the runtime
 
@@ -158,8 +170,15 @@ class RuntimeService:
     def PodSandboxStatus(self, request: cri.PodSandboxStatusRequest, call: Call) -> cri.PodSandboxStatusResponse:
         """How a pod is, and its addresses. NOT_FOUND."""
         pod = self._records.pod(request.pod_sandbox_id)
-        ready = self._pods.ready(pod)
-        brief = _pod_message(pod, ready)
+        status = self._pod_status(pod)
+        info = {}
+        if request.verbose:
+            told = {"sandboxID": pod.id, "netns": pod.network, "config": json_format.MessageToDict(pod.config)}
+            info["info"] = json.dumps(told)
+        return cri.PodSandboxStatusResponse(status=status, info=info)
+
+    def _pod_status(self, pod: Pod) -> Any:
+        brief = _pod_message(pod, self._pods.ready(pod))
         status = cri.PodSandboxStatus(
             **{descriptor.name: value for descriptor, value in brief.ListFields()},
             network=cri.PodSandboxNetworkStatus(),
@@ -169,16 +188,21 @@ class RuntimeService:
             status.network.ip = pod.addresses[0]
             for address in pod.addresses[1:]:
                 status.network.additional_ips.add(ip=address)
-        info = {}
-        if request.verbose:
-            told = {"sandboxID": pod.id, "netns": pod.network, "config": json_format.MessageToDict(pod.config)}
-            info["info"] = json.dumps(told)
-        return cri.PodSandboxStatusResponse(status=status, info=info)
+        return status
 
     @quick
     def ListPodSandbox(self, request: cri.ListPodSandboxRequest, call: Call) -> cri.ListPodSandboxResponse:
         """All pods that the filter lets through."""
-        wanted = request.filter
+        return cri.ListPodSandboxResponse(items=self._listed_pods(request.filter))
+
+    async def StreamPodSandboxes(
+        self, request: cri.StreamPodSandboxesRequest, call: Call
+    ) -> AsyncIterator[cri.StreamPodSandboxesResponse]:
+        """The same in pieces, as all streams of lists: no message is too long."""
+        for some in _pieces(self._listed_pods(request.filter)):
+            yield cri.StreamPodSandboxesResponse(pod_sandboxes=some)
+
+    def _listed_pods(self, wanted: Any) -> list[Any]:
         items = []
         for pod in self._pods_of(wanted.id):
             ready = self._pods.ready(pod)
@@ -186,7 +210,7 @@ class RuntimeService:
                 continue
             if _selected(pod.config.labels, wanted.label_selector):
                 items.append(_pod_message(pod, ready))
-        return cri.ListPodSandboxResponse(items=items)
+        return items
 
     def _pods_of(self, id: str) -> Iterable[Pod]:
         if not id:
@@ -223,7 +247,16 @@ class RuntimeService:
     @quick
     def ListContainers(self, request: cri.ListContainersRequest, call: Call) -> cri.ListContainersResponse:
         """All containers that the filter lets through."""
-        wanted = request.filter
+        return cri.ListContainersResponse(containers=self._listed_containers(request.filter))
+
+    async def StreamContainers(
+        self, request: cri.StreamContainersRequest, call: Call
+    ) -> AsyncIterator[cri.StreamContainersResponse]:
+        """The same in pieces."""
+        for some in _pieces(self._listed_containers(request.filter)):
+            yield cri.StreamContainersResponse(containers=some)
+
+    def _listed_containers(self, wanted: Any) -> list[Any]:
         found = []
         for container in self._containers_of(wanted.id):
             if wanted.HasField("state") and container.state != wanted.state.state:
@@ -232,7 +265,7 @@ class RuntimeService:
                 continue
             if _selected(container.config.labels, wanted.label_selector):
                 found.append(_container_message(container))
-        return cri.ListContainersResponse(containers=found)
+        return found
 
     def _containers_of(self, id: str) -> Iterable[Container]:
         if not id:
@@ -245,6 +278,13 @@ class RuntimeService:
     async def ContainerStatus(self, request: cri.ContainerStatusRequest, call: Call) -> cri.ContainerStatusResponse:
         """How a container is, or how it ended. NOT_FOUND."""
         container = self._records.container(request.container_id)
+        status = await self._container_status(container)
+        info = {}
+        if request.verbose:
+            info["info"] = json.dumps(await self._info(container))
+        return cri.ContainerStatusResponse(status=status, info=info)
+
+    async def _container_status(self, container: Container) -> Any:
         image = await asyncio.get_running_loop().run_in_executor(self._context.pool, self._images.find, container.image)
         status = cri.ContainerStatus(
             id=container.id,
@@ -272,10 +312,7 @@ class RuntimeService:
         status.user.linux.uid, status.user.linux.gid = uid, gid
         status.user.linux.supplemental_groups.extend(groups)
         status.stop_signal = _signal(container.stop_signal)
-        info = {}
-        if request.verbose:
-            info["info"] = json.dumps(await self._info(container))
-        return cri.ContainerStatusResponse(status=status, info=info)
+        return status
 
     async def _info(self, container: Container) -> dict[str, Any]:
         told: dict[str, Any] = {
@@ -316,7 +353,16 @@ class RuntimeService:
         self, request: cri.ListContainerStatsRequest, call: Call
     ) -> cri.ListContainerStatsResponse:
         """What the running containers use that the filter lets through; of their layers what was counted last."""
-        wanted = request.filter
+        return cri.ListContainerStatsResponse(stats=await self._listed_stats(request.filter))
+
+    async def StreamContainerStats(
+        self, request: cri.StreamContainerStatsRequest, call: Call
+    ) -> AsyncIterator[cri.StreamContainerStatsResponse]:
+        """The same in pieces."""
+        for some in _pieces(await self._listed_stats(request.filter)):
+            yield cri.StreamContainerStatsResponse(container_stats=some)
+
+    async def _listed_stats(self, wanted: Any) -> list[Any]:
         chosen = [
             one
             for one in self._containers_of(wanted.id)
@@ -324,7 +370,43 @@ class RuntimeService:
             and one.pod.id.startswith(wanted.pod_sandbox_id)
             and _selected(one.config.labels, wanted.label_selector)
         ]
-        return cri.ListContainerStatsResponse(stats=await self._stats.of(chosen, set(self._records.containers)))
+        return await self._stats.of(chosen, set(self._records.containers))
+
+    # resources
+
+    async def UpdateContainerResources(
+        self, request: cri.UpdateContainerResourcesRequest, call: Call
+    ) -> cri.UpdateContainerResourcesResponse:
+        """Other limits for a container; what it says 0 or nothing of stays. NOT_FOUND, and what the runtime says."""
+        if request.HasField("windows"):
+            raise Unimplemented("windows is not implemented")
+        container = self._records.container(request.container_id)
+        await self._resizes.container(container, request.linux, dict(request.annotations))
+        return cri.UpdateContainerResourcesResponse()
+
+    async def UpdatePodSandboxResources(
+        self, request: cri.UpdatePodSandboxResourcesRequest, call: Call
+    ) -> cri.UpdatePodSandboxResourcesResponse:
+        """What a pod has: its cgroup is kubelet's, so it is only kept. NOT_FOUND."""
+        await self._resizes.pod(request.pod_sandbox_id, request)
+        return cri.UpdatePodSandboxResourcesResponse()
+
+    # events
+
+    @held
+    async def GetContainerEvents(
+        self, request: cri.GetEventsRequest, call: Call
+    ) -> AsyncIterator[cri.ContainerEventResponse]:
+        """What happens to pods and containers, with how the pod and its containers are when it is told."""
+        async for event in self._events.listen():
+            known = self._records.of_pod(event.pod)
+            yield cri.ContainerEventResponse(
+                container_id=event.id,
+                container_event_type=event.kind,
+                created_at=event.at,
+                pod_sandbox_status=self._pod_status(event.pod),
+                containers_statuses=[await self._container_status(one) for one in known],
+            )
 
     async def ExecSync(self, request: cri.ExecSyncRequest, call: Call) -> cri.ExecSyncResponse:
         """Run a command in a container to its end; what it wrote, and its exit code. DEADLINE_EXCEEDED when it takes
@@ -425,7 +507,8 @@ class Cri:
             streams=context.streams,
             snapshotter=context.config["snapshots"]["default"],
         )
-        records = Records(context.sandboxes, context.containers)
+        events = Events()
+        records = Records(context.sandboxes, context.containers, events.tell)
         networks = Networks(config["networks"], config["network-plugins"], config["network-timeout"])
         images = Images(parts, context.collector, config["registries"], config["pinned-images"])
         self._containers = Containers(context, records, images)
@@ -434,7 +517,7 @@ class Cri:
             config["streaming-address"], config["streaming-certificate"], config["streaming-key"]
         )
         self._runtime = RuntimeService(
-            context, records, networks, images, self._containers, self._pods, self._streaming
+            context, records, networks, images, self._containers, self._pods, self._streaming, events
         )
         self._images = ImageService(images, os.path.join(context.root, "snapshots"))
 

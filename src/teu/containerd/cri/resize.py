@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Other resources for containers and pods that are there: kubelet's in-place resize. Called by `service`.
+
+What a container is told takes effect on its cgroup at once where it runs, and is in its specification for when it is
+started. A pod's own cgroup is kubelet's: of a pod what it is told is only kept.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from typing import Any
+
+from google.protobuf import any_pb2
+
+from teu.api.cri.v1 import cri_pb2 as cri
+from teu.api.services.containers.v1 import containers_pb2
+from teu.containerd.cri import spec
+from teu.containerd.cri.records import CONTAINER_EXTENSION, NAMESPACE, RUNNING, Container, Records
+from teu.containerd.state import Context
+from teu.oci import jsontext
+
+log = logging.getLogger("teu.containerd.cri")
+
+RESOURCES_TYPE = "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources"
+
+
+def merged(known: Any, asked: Any) -> Any:
+    """A LinuxContainerResources: what is asked for, and for the rest what is known. 0 and "" ask for nothing; of sizes
+    of pages and of names of `unified` each counts for itself."""
+    found = cri.LinuxContainerResources()
+    found.CopyFrom(known)
+    pages = {one.page_size: one.limit for one in (*known.hugepage_limits, *asked.hugepage_limits)}
+    found.MergeFrom(asked)
+    del found.hugepage_limits[:]
+    for size, limit in pages.items():
+        found.hugepage_limits.add(page_size=size, limit=limit)
+    return found
+
+
+class Resizes:
+    """Changes of resources."""
+
+    def __init__(self, context: Context, records: Records) -> None:
+        self._context = context
+        self._records = records
+
+    async def container(self, container: Container, asked: Any, annotations: dict[str, str]) -> None:
+        """What the runtime says of resources that cannot be is raised, and then nothing has changed."""
+        async with container.lock:
+            wanted = merged(container.config.linux.resources, asked)
+            limits = spec.resources(wanted)
+            if container.state == RUNNING:
+                packed = any_pb2.Any(type_url=RESOURCES_TYPE, value=json.dumps(limits).encode())
+                await self._context.tasks.update(NAMESPACE, container.id, packed, annotations)
+                if asked.oom_score_adj:
+                    await self._adjust(container, asked.oom_score_adj)
+            loop = asyncio.get_running_loop()
+            await loop.run_in_executor(self._context.pool, self._store, container, wanted, limits, annotations)
+
+    async def _adjust(self, container: Container, score: int) -> None:
+        for process in await self._context.tasks.pids(NAMESPACE, container.id):
+            try:
+                with open(f"/proc/{process.pid}/oom_score_adj", "w") as file:
+                    file.write(str(score))
+            except OSError as error:  # it has ended; or this host lets nobody lower a score
+                log.warning("process %d of container %s keeps its score: %s", process.pid, container.id, error)
+
+    def _store(self, container: Container, wanted: Any, limits: spec.Json, annotations: dict[str, str]) -> None:
+        stored = self._context.containers.get(NAMESPACE, container.id)
+        made = jsontext.loads(stored.spec.value)
+        made["linux"]["resources"] = {**made["linux"].get("resources", {}), **limits}
+        if wanted.oom_score_adj:
+            made["process"]["oomScoreAdj"] = wanted.oom_score_adj
+        if annotations:
+            made["annotations"] = {**made.get("annotations", {}), **annotations}
+        record = containers_pb2.Container(id=container.id)
+        record.spec.type_url, record.spec.value = stored.spec.type_url, json.dumps(made).encode()
+        container.config.linux.resources.CopyFrom(wanted)
+        record.extensions[CONTAINER_EXTENSION].CopyFrom(container.packed())
+        self._context.containers.update(NAMESPACE, record, ["spec", f"extensions.{CONTAINER_EXTENSION}"])
+
+    async def pod(self, id: str, request: Any) -> None:
+        """An UpdatePodSandboxResourcesRequest: what it does not have stays. NOT_FOUND."""
+        pod = self._records.pod(id)
+        async with pod.lock:
+            for name in ("overhead", "resources"):
+                if request.HasField(name):
+                    getattr(pod.config.linux, name).CopyFrom(getattr(request, name))
+            await asyncio.get_running_loop().run_in_executor(self._context.pool, self._records.save_pod, pod)

@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What changes in pods and containers that are there: their resources, and who is told of what happens to them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from containerd_parts import make_context
+
+from teu.api.cri.v1 import cri_pb2 as cri
+from teu.api.services.containers.v1 import containers_pb2
+from teu.containerd.core.errors import NotFound, ResourceExhausted
+from teu.containerd.cri import events, service
+from teu.containerd.cri.events import Events
+from teu.containerd.cri.records import CONTAINER_EXTENSION, RUNNING, Container, Pod, Records
+from teu.containerd.cri.resize import Resizes, merged
+from teu.containerd.state import Context
+
+
+@pytest.fixture
+def context(tmp_path: Path) -> Iterator[Context]:
+    made = make_context(tmp_path)
+    yield made
+    made.close()
+
+
+def pod_of(context: Context) -> tuple[Records, Pod]:
+    records = Records(context.sandboxes, context.containers)
+    config = cri.PodSandboxConfig(metadata={"name": "p", "uid": "u", "namespace": "n"})
+    pod = Pod("a" * 64, config, complete=True)
+    records.create_pod(pod, {})
+    records.pods[pod.id] = pod
+    return records, pod
+
+
+def container_of(context: Context, records: Records, pod: Pod) -> Container:
+    config = cri.ContainerConfig(metadata={"name": "c"}, linux={"resources": {"cpu_shares": 10, "cpu_quota": 5}})
+    container = Container("b" * 64, pod, config)
+    record = containers_pb2.Container(id=container.id)
+    record.runtime.name = "io.containerd.teu.v2"
+    made = {"process": {}, "linux": {"resources": {"devices": ["kept"], "cpu": {"shares": 10}}}}
+    record.spec.type_url, record.spec.value = "spec", json.dumps(made).encode()
+    record.extensions[CONTAINER_EXTENSION].CopyFrom(container.packed())
+    context.containers.create("k8s.io", record)
+    records.containers[container.id] = container
+    return container
+
+
+@pytest.mark.parametrize(
+    ("known", "asked", "told"),
+    [
+        ({"cpu_shares": 10, "cpuset_cpus": "0"}, {"cpu_shares": 20}, {"cpu_shares": 20, "cpuset_cpus": "0"}),
+        ({"memory_limit_in_bytes": 10}, {}, {"memory_limit_in_bytes": 10}),
+        ({"unified": {"a": "1", "b": "2"}}, {"unified": {"b": "3"}}, {"unified": {"a": "1", "b": "3"}}),
+        (
+            {"hugepage_limits": [{"page_size": "2MB", "limit": 1}, {"page_size": "1GB", "limit": 2}]},
+            {"hugepage_limits": [{"page_size": "2MB", "limit": 0}]},
+            {"hugepage_limits": [{"page_size": "2MB"}, {"page_size": "1GB", "limit": 2}]},
+        ),
+    ],
+)
+def test_resources_are_merged(known: Any, asked: Any, told: Any) -> None:
+    first = cri.LinuxContainerResources(**known)
+    found = merged(first, cri.LinuxContainerResources(**asked))
+    assert found == cri.LinuxContainerResources(**told) and first == cri.LinuxContainerResources(**known)
+
+
+def test_a_container_that_does_not_run_has_them_for_later(context: Context) -> None:
+    records, pod = pod_of(context)
+    container = container_of(context, records, pod)
+    asked = cri.LinuxContainerResources(cpu_shares=20, memory_limit_in_bytes=1 << 20, oom_score_adj=7)
+    asyncio.run(Resizes(context, records).container(container, asked, {"note": "x"}))
+    made = json.loads(context.containers.get("k8s.io", container.id).spec.value)
+    assert made["linux"]["resources"] == {
+        "devices": ["kept"],
+        "cpu": {"shares": 20, "quota": 5},
+        "memory": {"limit": 1 << 20},
+    }
+    assert made["process"]["oomScoreAdj"] == 7 and made["annotations"] == {"note": "x"}
+    again = Records(context.sandboxes, context.containers)
+    again.load()
+    assert again.container(container.id).config.linux.resources == container.config.linux.resources
+    assert container.config.linux.resources.cpu_quota == 5 and container.config.linux.resources.oom_score_adj == 7
+
+
+def test_what_the_runtime_does_not_take_changes_nothing(context: Context) -> None:
+    records, pod = pod_of(context)
+    container = container_of(context, records, pod)
+    container.state = RUNNING  # but there is no task
+    before = context.containers.get("k8s.io", container.id).spec.value
+    with pytest.raises(NotFound):
+        asyncio.run(Resizes(context, records).container(container, cri.LinuxContainerResources(cpu_shares=20), {}))
+    assert container.config.linux.resources.cpu_shares == 10
+    assert context.containers.get("k8s.io", container.id).spec.value == before
+
+
+def test_resources_of_a_pod_are_kept(context: Context) -> None:
+    records, pod = pod_of(context)
+    request = cri.UpdatePodSandboxResourcesRequest(pod_sandbox_id=pod.id, resources={"cpu_shares": 3})
+    asyncio.run(Resizes(context, records).pod(pod.id, request))
+    again = Records(context.sandboxes, context.containers)
+    again.load()
+    linux = again.pod(pod.id).config.linux
+    assert linux.resources.cpu_shares == 3 and not linux.HasField("overhead")
+    with pytest.raises(NotFound):
+        asyncio.run(Resizes(context, records).pod("none", request))
+
+
+# Events
+
+
+async def some(listening: AsyncIterator[events.Event], count: int) -> list[tuple[int, str]]:
+    found = []
+    for _ in range(count):
+        event = await asyncio.wait_for(anext(listening), 5)
+        found.append((event.kind, event.id))
+    return found
+
+
+def test_what_happens_is_told_to_all_and_kept_for_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    pod = Pod("a", cri.PodSandboxConfig())
+    container = Container("b", pod, cri.ContainerConfig())
+
+    async def main() -> None:
+        known = Events()
+        known.tell(0, pod, None)
+        known.tell(1, pod, container)
+        first = known.listen()
+        assert await some(first, 2) == [(0, "a"), (1, "b")]
+        second = known.listen()
+        waiting = asyncio.create_task(some(second, 1))
+        await asyncio.sleep(0.05)
+        known.tell(2, pod, None)
+        assert await some(first, 1) == await waiting == [(2, "a")]
+        await first.aclose()  # type: ignore[attr-defined]
+        await second.aclose()  # type: ignore[attr-defined]
+        monkeypatch.setattr(events, "KEPT_SECONDS", -1.0)
+        known.tell(3, pod, None)
+        monkeypatch.setattr(events, "KEPT_SECONDS", 300.0)
+        known.tell(0, pod, container)
+        assert await some(known.listen(), 1) == [(0, "b")]
+
+    asyncio.run(main())
+
+
+def test_who_falls_behind_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(events, "BEHIND_MAX", 3)
+    pod = Pod("a", cri.PodSandboxConfig())
+
+    async def main() -> None:
+        known = Events()
+        known.tell(0, pod, None)
+        listening = known.listen()
+        await some(listening, 1)
+        for _ in range(5):
+            known.tell(1, pod, None)
+        with pytest.raises(ResourceExhausted):
+            await some(listening, 9)
+
+    asyncio.run(main())
+
+
+def test_lists_come_in_pieces() -> None:
+    assert [len(one) for one in service._pieces(list(range(250)))] == [100, 100, 50]
+    assert list(service._pieces([])) == []
