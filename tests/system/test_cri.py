@@ -547,6 +547,43 @@ def test_figures_of_containers() -> None:
         assert one.refused("ContainerStats", container_id="nosuch")[0] == "NOT_FOUND"
 
 
+def test_figures_of_pods() -> None:
+    with crihouse.ours() as one:
+        pod = one.run_pod("busy", linux={"cgroup_parent": "teutest-podbusy.slice"})
+        plain = one.run_pod("plain")
+        host = one.run_pod("host", **HOST_NETWORK)
+        ids = [one.run_container(each, "c", ["sh", "-c", "while true; do :; done"]) for each in (pod, plain)]
+
+        def figures(which: Any) -> Any:
+            return one.call("PodSandboxStats", pod_sandbox_id=which[0]).stats
+
+        stats = peers.wait_until(
+            lambda: (found := figures(pod)).linux.cpu.usage_nano_cores.value and found, "a rate is known"
+        )
+        assert (
+            stats.attributes.metadata.name == "busy"
+            and [one.attributes.id for one in stats.linux.containers] == ids[:1]
+        )
+        assert stats.linux.cpu.usage_core_nano_seconds.value > 0
+        before = stats.linux.network.default_interface
+        assert before.name == "eth0" and before.HasField("rx_bytes")
+        address = one.call("PodSandboxStatus", pod_sandbox_id=pod[0]).status.network.ip
+        peers.run("ping", "-c", "3", "-i", "0.2", address)
+        after = figures(pod).linux.network.default_interface
+        assert after.rx_bytes.value > before.rx_bytes.value and after.tx_bytes.value > before.tx_bytes.value
+        # without a cgroup of its own a pod uses what its containers use
+        assert figures(plain).linux.cpu.usage_core_nano_seconds.value > 0
+        assert not figures(host).linux.HasField("network")
+        listed = one.call("ListPodSandboxStats").stats
+        assert {item.attributes.metadata.name for item in listed} == {"busy", "plain", "host"}
+        wanted = {"label_selector": {"app": "plain"}}
+        assert [item.attributes.id for item in one.call("ListPodSandboxStats", filter=wanted).stats] == [plain[0]]
+        one.call("StopPodSandbox", pod_sandbox_id=plain[0])
+        assert one.refused("PodSandboxStats", pod_sandbox_id=plain[0])[0] == "FAILED_PRECONDITION"
+        assert not one.call("ListPodSandboxStats", filter=wanted).stats
+        assert one.refused("PodSandboxStats", pod_sandbox_id="nosuch")[0] == "NOT_FOUND"
+
+
 # What no daemon's end may touch
 
 

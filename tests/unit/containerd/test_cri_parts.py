@@ -395,33 +395,27 @@ def test_networks_of_pods(tmp_path: Path) -> None:
 # Figures
 
 
-def test_a_rate_is_between_two_figures(tmp_path: Path) -> None:
+def test_a_rate_is_between_two_figures() -> None:
     assert stats.rate((0, 0), (2 * 10**9, 10**9)) == 500_000_000
     assert stats.rate((5, 9), (5, 10)) == stats.rate((0, 10), (10, 5)) == 0
-    context = make_context(tmp_path)
-    try:
-        found = stats.Stats(context)
-        assert found._rate("c", 0, 0) is None and found._rate("c", 10**8, 10**8) is None
-        assert found._rate("c", 10**9, 10**9) == 10**9 and found._rate("c", 10**9 + 5, 10**9) == 10**9
-    finally:
-        context.close()
+    found = stats.Rates()
+    assert found.of("c", 0, 0) is None and found.of("c", 10**8, 10**8) is None
+    assert found.of("c", 10**9, 10**9) == 10**9 and found.of("c", 10**9 + 5, 10**9) == 10**9
+    found.keep({"d"})
+    assert found.of("c", 2 * 10**9, 10**9) is None
 
 
-def test_figures_of_a_cgroup(tmp_path: Path) -> None:
-    context = make_context(tmp_path)
-    try:
-        metrics = metrics_pb2.Metrics(
-            cpu={"usage_usec": 7, "psi": {"some": {"total": 3, "avg10": 1.5}}},
-            memory={"usage": 100, "inactive_file": 30, "anon": 20, "usage_limit": 170, "swap_usage": 5, "pgfault": 9},
-        )
-        told = cri.ContainerStats()
-        stats.Stats(context)._fill(told, "c", 5, metrics)
-        assert told.cpu.usage_core_nano_seconds.value == 7000 and told.cpu.psi.Some.Avg10 == 1.5
-        assert told.memory.working_set_bytes.value == 70 and told.memory.available_bytes.value == 100
-        assert told.memory.rss_bytes.value == 20 and told.swap.swap_usage_bytes.value == 5
-        assert not told.swap.HasField("swap_available_bytes") and not told.HasField("io")
-    finally:
-        context.close()
+def test_figures_of_a_cgroup() -> None:
+    metrics = metrics_pb2.Metrics(
+        cpu={"usage_usec": 7, "psi": {"some": {"total": 3, "avg10": 1.5}}},
+        memory={"usage": 100, "inactive_file": 30, "anon": 20, "usage_limit": 170, "swap_usage": 5, "pgfault": 9},
+    )
+    told = cri.ContainerStats()
+    stats.fill(told, stats.Rates(), "c", 5, metrics)
+    assert told.cpu.usage_core_nano_seconds.value == 7000 and told.cpu.psi.Some.Avg10 == 1.5
+    assert told.memory.working_set_bytes.value == 70 and told.memory.available_bytes.value == 100
+    assert told.memory.rss_bytes.value == 20 and told.swap.swap_usage_bytes.value == 5
+    assert not told.swap.HasField("swap_available_bytes") and not told.HasField("io")
 
 
 # Records

@@ -28,6 +28,7 @@ from teu.containerd.cri.images import Images
 from teu.containerd.cri.network import Networks
 from teu.containerd.cri.pipes import Streams
 from teu.containerd.cri.pods import Pods
+from teu.containerd.cri.podstats import PodStats
 from teu.containerd.cri.records import NAMESPACE, RUNNING, Container, Pod, Records
 from teu.containerd.cri.resize import Resizes
 from teu.containerd.cri.stats import Stats
@@ -105,6 +106,7 @@ class RuntimeService:
         self._execs = Execs(context, containers)
         self._attaches = Attaches(context, containers)
         self._stats = Stats(context)
+        self._pod_stats = PodStats(context, records, self._stats)
         self._streaming = streaming
         self._events = events
         self._resizes = Resizes(context, records)
@@ -371,6 +373,35 @@ class RuntimeService:
             and _selected(one.config.labels, wanted.label_selector)
         ]
         return await self._stats.of(chosen, set(self._records.containers))
+
+    async def PodSandboxStats(self, request: cri.PodSandboxStatsRequest, call: Call) -> cri.PodSandboxStatsResponse:
+        """What a pod uses, and each of its containers. NOT_FOUND; FAILED_PRECONDITION for one that is not ready."""
+        pod = self._records.pod(request.pod_sandbox_id)
+        if not self._pods.ready(pod):
+            raise FailedPrecondition(f'sandbox container "{pod.id}" is not running')
+        [found] = await self._pod_stats.of([pod])
+        return cri.PodSandboxStatsResponse(stats=found)
+
+    async def ListPodSandboxStats(
+        self, request: cri.ListPodSandboxStatsRequest, call: Call
+    ) -> cri.ListPodSandboxStatsResponse:
+        """What the ready pods use that the filter lets through."""
+        return cri.ListPodSandboxStatsResponse(stats=await self._listed_pod_stats(request.filter))
+
+    async def StreamPodSandboxStats(
+        self, request: cri.StreamPodSandboxStatsRequest, call: Call
+    ) -> AsyncIterator[cri.StreamPodSandboxStatsResponse]:
+        """The same in pieces."""
+        for some in _pieces(await self._listed_pod_stats(request.filter)):
+            yield cri.StreamPodSandboxStatsResponse(pod_sandbox_stats=some)
+
+    async def _listed_pod_stats(self, wanted: Any) -> list[Any]:
+        chosen = [
+            pod
+            for pod in self._pods_of(wanted.id)
+            if self._pods.ready(pod) and _selected(pod.config.labels, wanted.label_selector)
+        ]
+        return await self._pod_stats.of(chosen)
 
     # resources
 

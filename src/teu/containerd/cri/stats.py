@@ -13,7 +13,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from typing import Any
 
 from teu.api.cgroups.v2 import metrics_pb2
@@ -98,13 +98,73 @@ class Layers:
             self._walking.release()
 
 
+class Rates:
+    """How fast processor time goes, between two questions."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, tuple[tuple[int, int], int]] = {}  # id -> the figures of before, and the rate until then
+
+    def keep(self, ids: Set[str]) -> None:
+        """Forget all but these."""
+        for id in self._known.keys() - ids:
+            self._known.pop(id, None)
+
+    def of(self, id: str, at: int, used: int) -> int | None:
+        """Billionths of a processor, when so many nanoseconds of its time were used by then; None until there are two
+        figures."""
+        known = self._known.get(id)
+        if known is None:
+            self._known[id] = (at, used), -1
+            return None
+        before, last = known
+        if at - before[0] >= RATE_SECONDS * 10**9:
+            last = rate(before, (at, used))
+            self._known[id] = (at, used), last
+        return last if last >= 0 else None
+
+
+def fill(stats: Any, rates: Rates, id: str, at: int, metrics: Any) -> None:
+    """What a cgroup has used, as io.containerd.cgroups.v2.Metrics has it, into a ContainerStats."""
+    if metrics.HasField("cpu"):
+        used = metrics.cpu.usage_usec * 1000
+        stats.cpu.timestamp = at
+        stats.cpu.usage_core_nano_seconds.value = used
+        if (known := rates.of(id, at, used)) is not None:
+            stats.cpu.usage_nano_cores.value = known
+        if metrics.cpu.HasField("psi"):
+            stats.cpu.psi.CopyFrom(_pressure(metrics.cpu.psi))
+    if metrics.HasField("memory"):
+        _fill_memory(stats, at, metrics.memory)
+    if metrics.HasField("io") and metrics.io.HasField("psi"):
+        stats.io.timestamp = at
+        stats.io.psi.CopyFrom(_pressure(metrics.io.psi))
+
+
+def _fill_memory(stats: Any, at: int, memory: Any) -> None:
+    working = max(0, memory.usage - memory.inactive_file)
+    stats.memory.timestamp = at
+    stats.memory.working_set_bytes.value = working
+    stats.memory.usage_bytes.value = memory.usage
+    stats.memory.rss_bytes.value = memory.anon
+    stats.memory.page_faults.value = memory.pgfault
+    stats.memory.major_page_faults.value = memory.pgmajfault
+    if 0 < memory.usage_limit < _UNLIMITED:
+        stats.memory.available_bytes.value = max(0, memory.usage_limit - working)
+    if memory.HasField("psi"):
+        stats.memory.psi.CopyFrom(_pressure(memory.psi))
+    stats.swap.timestamp = at
+    stats.swap.swap_usage_bytes.value = memory.swap_usage
+    if 0 < memory.swap_limit < _UNLIMITED:
+        stats.swap.swap_available_bytes.value = max(0, memory.swap_limit - memory.swap_usage)
+
+
 class Stats:
     """The figures of containers."""
 
     def __init__(self, context: Context) -> None:
         self._context = context
         self._layers = Layers(context)
-        self._cpu: dict[str, tuple[tuple[int, int], int]] = {}  # id -> the figures of before, and the rate until then
+        self._rates = Rates()
 
     async def of(self, containers: Sequence[Container], known: set[str]) -> list[Any]:
         """ContainerStats of each, as far as its shim answers; `known` are the ids of all containers."""
@@ -115,8 +175,7 @@ class Stats:
 
         measured = {one.id: one for one in await self._context.tasks.stats(NAMESPACE, accept)} if running else {}
         self._layers.count(containers, known)
-        for id in self._cpu.keys() - known:
-            self._cpu.pop(id, None)
+        self._rates.keep(known)
         return [self._message(one, measured.get(one.id)) for one in containers]
 
     def _message(self, container: Container, measured: Any) -> Any:
@@ -128,49 +187,6 @@ class Stats:
             writable_layer=self._layers.of(container),
         )
         if measured is not None and measured.type_url.endswith(_METRICS):
-            self._fill(stats, container.id, measured.at, metrics_pb2.Metrics.FromString(measured.value))
+            metrics = metrics_pb2.Metrics.FromString(measured.value)
+            fill(stats, self._rates, container.id, measured.at, metrics)
         return stats
-
-    def _fill(self, stats: Any, id: str, at: int, metrics: Any) -> None:
-        if metrics.HasField("cpu"):
-            used = metrics.cpu.usage_usec * 1000
-            stats.cpu.timestamp = at
-            stats.cpu.usage_core_nano_seconds.value = used
-            if (known := self._rate(id, at, used)) is not None:
-                stats.cpu.usage_nano_cores.value = known
-            if metrics.cpu.HasField("psi"):
-                stats.cpu.psi.CopyFrom(_pressure(metrics.cpu.psi))
-        if metrics.HasField("memory"):
-            self._memory(stats, at, metrics.memory)
-        if metrics.HasField("io") and metrics.io.HasField("psi"):
-            stats.io.timestamp = at
-            stats.io.psi.CopyFrom(_pressure(metrics.io.psi))
-
-    def _rate(self, id: str, at: int, used: int) -> int | None:
-        """None until there are two figures."""
-        known = self._cpu.get(id)
-        if known is None:
-            self._cpu[id] = (at, used), -1
-            return None
-        before, last = known
-        if at - before[0] >= RATE_SECONDS * 10**9:
-            last = rate(before, (at, used))
-            self._cpu[id] = (at, used), last
-        return last if last >= 0 else None
-
-    def _memory(self, stats: Any, at: int, memory: Any) -> None:
-        working = max(0, memory.usage - memory.inactive_file)
-        stats.memory.timestamp = at
-        stats.memory.working_set_bytes.value = working
-        stats.memory.usage_bytes.value = memory.usage
-        stats.memory.rss_bytes.value = memory.anon
-        stats.memory.page_faults.value = memory.pgfault
-        stats.memory.major_page_faults.value = memory.pgmajfault
-        if 0 < memory.usage_limit < _UNLIMITED:
-            stats.memory.available_bytes.value = max(0, memory.usage_limit - working)
-        if memory.HasField("psi"):
-            stats.memory.psi.CopyFrom(_pressure(memory.psi))
-        stats.swap.timestamp = at
-        stats.swap.swap_usage_bytes.value = memory.swap_usage
-        if 0 < memory.swap_limit < _UNLIMITED:
-            stats.swap.swap_available_bytes.value = max(0, memory.swap_limit - memory.swap_usage)
