@@ -616,6 +616,26 @@ def test_nothing_is_lost_when_the_daemon_dies() -> None:
         assert one.network.addresses() == []
 
 
+@pytest.mark.parametrize("full", [True, False])
+def test_a_pod_ends_though_its_shim_does_not_answer(full: bool) -> None:
+    with crihouse.ours() as one:
+        pod, other = one.run_pod("stuck"), one.run_pod("other")
+        if full:
+            id = one.run_container(pod, "c", ["sleep", "1001"])
+            pid = json.loads(one.call("ContainerStatus", container_id=id, verbose=True).info["info"])["pid"]
+        shim = f"teu-pod-{pod[0][:12]}.scope"
+        peers.run("systemctl", "kill", "--signal=STOP", shim)
+        one.call("Status")
+        assert one.exec(one.run_container(other, "c", ["sleep", "1000"]), "echo", "there").stdout == b"there\n"
+        one.call("StopPodSandbox", _deadline=110, pod_sandbox_id=pod[0])
+        if full:
+            assert one.status(id).state == cri.CONTAINER_EXITED
+            peers.wait_until(lambda: not Path(f"/proc/{pid}").exists(), "its process is gone")
+        one.call("RemovePodSandbox", pod_sandbox_id=pod[0])
+        peers.wait_until(lambda: "inactive" in peers.run("systemctl", "is-active", shim, code=None).stdout, "it goes")
+        assert len(one.network.addresses()) == 1
+
+
 def test_a_network_that_was_damaged_is_told_of() -> None:
     with crihouse.ours() as one:
         pod = one.run_pod("damaged")

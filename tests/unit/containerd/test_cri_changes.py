@@ -14,12 +14,13 @@ from containerd_parts import make_context
 
 from teu.api.cri.v1 import cri_pb2 as cri
 from teu.api.services.containers.v1 import containers_pb2
-from teu.containerd.core.errors import NotFound, ResourceExhausted
-from teu.containerd.cri import events, service
+from teu.containerd.core.errors import DeadlineExceeded, NotFound, ResourceExhausted
+from teu.containerd.cri import containers, events, pods, service
 from teu.containerd.cri.events import Events
 from teu.containerd.cri.records import CONTAINER_EXTENSION, RUNNING, Container, Pod, Records
 from teu.containerd.cri.resize import Resizes, merged
 from teu.containerd.state import Context
+from teu.linux import cgroup_files
 
 
 @pytest.fixture
@@ -109,6 +110,28 @@ def test_resources_of_a_pod_are_kept(context: Context) -> None:
     assert linux.resources.cpu_shares == 3 and not linux.HasField("overhead")
     with pytest.raises(NotFound):
         asyncio.run(Resizes(context, records).pod("none", request))
+
+
+# What does not answer
+
+
+def test_the_shim_of_a_pod_is_killed_by_its_scope(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cgroup_files, "place", lambda: str(tmp_path))
+    pod = Pod("0123456789abcdef", cri.PodSandboxConfig())
+    assert pods.kill_scope(pod) is False and not list(tmp_path.iterdir())
+    scope = tmp_path / "teu.slice/teu-pod-0123456789ab.scope"
+    scope.mkdir(parents=True)
+    (scope / "cgroup.kill").write_text("")
+    assert pods.kill_scope(pod) is True and (scope / "cgroup.kill").read_text() == "1"
+
+
+def test_a_shim_has_so_long_to_answer() -> None:
+    async def main() -> None:
+        with pytest.raises(DeadlineExceeded):
+            await containers._answered(asyncio.Event().wait(), 0.01)
+        assert await containers._answered(asyncio.sleep(0, "answer"), 1) == "answer"
+
+    asyncio.run(main())
 
 
 # Events

@@ -97,6 +97,24 @@ def test_a_sandbox_whose_shim_dies(house: Callable[[Test], None]) -> None:
     house(test)
 
 
+def test_a_shim_that_does_not_answer_stops_no_removal(
+    house: Callable[[Test], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("teu.containerd.runtime.shims.SHUTDOWN_TIMEOUT", 0.2)
+    monkeypatch.setattr("teu.containerd.runtime.sandboxes.STOP_TIMEOUT", 0.2)
+
+    async def test(house: House) -> None:
+        await started(house)
+        house.shim.hold["ShutdownSandbox"] = asyncio.Event()
+        assert await house.context.sandbox_manager.shutdown(NS, "s") is False
+        assert not house.bundle("s").exists()
+        await started(house, "t")
+        house.shim.hold.clear()
+        assert await house.context.sandbox_manager.shutdown(NS, "t") is True
+
+    house(test)
+
+
 def test_a_container_comes_into_the_shim_of_its_sandbox(house: Callable[[Test], None]) -> None:
     async def test(house: House) -> None:
         await started(house)

@@ -15,7 +15,7 @@ import secrets
 import shutil
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 from teu.api.cri.v1 import cri_pb2 as cri
@@ -63,6 +63,8 @@ OPTIONS_TYPE = "containerd.runc.v1.Options"
 START_FAILED, UNKNOWN_EXIT = 128, 255
 PATIENCE_SECONDS = 1.0  # between two questions to a shim that does not answer
 KILL_SECONDS = 60.0  # until a container that was sent SIGKILL must have ended
+SIGNAL_SECONDS = 10.0  # for a shim to pass a signal on
+DELETE_SECONDS = 60.0  # for a shim to delete a task, of which others may still take the output
 LEASE_SECONDS = 3600
 INIT = "catatonit"
 # In a container's folder of the state, while its task is there.
@@ -87,6 +89,14 @@ def signal_name(config: Any, image: dict[str, Any]) -> str:
     except ValueError as error:
         raise InvalidArgument(f"the image's StopSignal: {error}") from None
     return text.upper().removeprefix("SIG")
+
+
+async def _answered(call: Awaitable[T], seconds: float) -> T:
+    """The answer to a call of a shim. DeadlineExceeded where none comes."""
+    try:
+        return await asyncio.wait_for(call, seconds)
+    except TimeoutError:
+        raise DeadlineExceeded("its shim does not answer") from None
 
 
 class Containers:
@@ -317,12 +327,12 @@ class Containers:
         """End and delete a task, if there is one."""
         tasks = self._context.tasks
         try:
-            await tasks.kill(NAMESPACE, id, signal.SIGKILL, everyone=True)
+            await _answered(tasks.kill(NAMESPACE, id, signal.SIGKILL, everyone=True), SIGNAL_SECONDS)
             await asyncio.wait_for(tasks.wait(NAMESPACE, id), KILL_SECONDS)
         except (Error, TimeoutError):
             pass  # it has ended, or there is none; else the deletion says what is in the way
         try:
-            await tasks.delete(NAMESPACE, id)
+            await _answered(tasks.delete(NAMESPACE, id), DELETE_SECONDS)
         except NotFound:
             pass
         except Error as error:
@@ -379,7 +389,7 @@ class Containers:
         await self.stop_one(container, timeout)
 
     async def stop_one(self, container: Container, timeout: float) -> None:
-        """The same. DeadlineExceeded where not even SIGKILL ends it."""
+        """The same. DeadlineExceeded where not even SIGKILL ends it, or its shim does not answer."""
         async with container.lock:
             pass  # a start that is under way
         if container.state != RUNNING:
@@ -387,13 +397,18 @@ class Containers:
         tasks = self._context.tasks
         try:
             if timeout > 0:
-                await tasks.kill(NAMESPACE, container.id, signals.number(container.stop_signal))
+                number = signals.number(container.stop_signal)
+                await _answered(tasks.kill(NAMESPACE, container.id, number), SIGNAL_SECONDS)
                 if await self._has_ended(container, timeout):
                     return
-            await tasks.kill(NAMESPACE, container.id, signal.SIGKILL, everyone=True)
+            await _answered(tasks.kill(NAMESPACE, container.id, signal.SIGKILL, everyone=True), SIGNAL_SECONDS)
         except NotFound:
             pass  # its end is about to be told
-        if not await self._has_ended(container, KILL_SECONDS):
+        await self.see_end(container)
+
+    async def see_end(self, container: Container) -> None:
+        """Wait for the end of one that is being killed. DeadlineExceeded."""
+        if container.state == RUNNING and not await self._has_ended(container, KILL_SECONDS):
             raise DeadlineExceeded(f"container {container.id} does not end, though it was killed")
 
     async def _has_ended(self, container: Container, seconds: float) -> bool:

@@ -22,18 +22,38 @@ from google.protobuf import any_pb2
 from teu.api.cri.v1 import cri_pb2 as cri
 from teu.api.events import sandbox_pb2 as sandbox_events
 from teu.api.types import sandbox_pb2
-from teu.containerd.core.errors import AlreadyExists, Error, InvalidArgument, NotFound
+from teu.containerd.core.errors import AlreadyExists, DeadlineExceeded, Error, InvalidArgument, NotFound
 from teu.containerd.cri import checks, files, namespaces
 from teu.containerd.cri.containers import Containers, hostname_of
 from teu.containerd.cri.network import Networks, capabilities
 from teu.containerd.cri.records import NAMESPACE, Pod, Records
 from teu.containerd.state import Context
+from teu.linux import cgroup_files
 from teu.linux.trees import discard_tree, unmount
 
 log = logging.getLogger("teu.containerd.cri")
 T = TypeVar("T")
 
 _HOSTNAME_MAX = 64  # of the kernel
+# A pod's shim is in SLICE/SCOPE-ID.scope.
+SLICE, SCOPE = "teu.slice", "teu-pod"
+
+
+def kill_scope(pod: Pod) -> bool:
+    """Kill a pod's shim, which is alone in its scope; whether there is such a scope."""
+    folder = f"{cgroup_files.place()}/{SLICE}/{SCOPE}-{pod.id[:12]}.scope"
+    try:
+        # O_WRONLY alone: where there is no such cgroup, no file of that name is made.
+        descriptor = os.open(f"{folder}/cgroup.kill", os.O_WRONLY | os.O_CLOEXEC)
+    except OSError as error:
+        log.error("the shim of pod %s is not killed: %s", pod.id, error)
+        return False
+    try:
+        os.write(descriptor, b"1")
+    finally:
+        os.close(descriptor)
+    log.warning("the shim of pod %s did not answer: it is killed", pod.id)
+    return True
 
 
 def own_namespaces(config: Any) -> set[str]:
@@ -135,7 +155,7 @@ class Pods:
         of = pod.config.metadata
         return {
             "annotations": {"io.teu.name": f"pod {of.namespace}/{of.name}"},
-            "linux": {"cgroupsPath": f"teu.slice:teu-pod:{pod.id[:12]}"},
+            "linux": {"cgroupsPath": f"{SLICE}:{SCOPE}:{pod.id[:12]}"},
         }
 
     def _prepare(self, pod: Pod, own: set[str]) -> None:
@@ -185,7 +205,8 @@ class Pods:
     async def _take_apart(self, pod: Pod) -> None:
         """The shim, the network, the namespaces; again does nothing."""
         try:
-            await self._context.sandbox_manager.shutdown(NAMESPACE, pod.id)
+            if not await self._context.sandbox_manager.shutdown(NAMESPACE, pod.id):
+                await self._thread(kill_scope, pod)
         except NotFound:
             pass
         await self._thread(self._take_apart_here, pod)
@@ -216,7 +237,7 @@ class Pods:
         async with pod.lock:
             if pod.stopped and not pod.attached:
                 return
-            await asyncio.gather(*(self._containers.stop_one(one, 0) for one in self._records.of_pod(pod)))
+            await self._stop_containers(pod)
             await self._containers.end_init(pod)
             ended = not pod.stopped
             pod.stopped = True
@@ -224,6 +245,17 @@ class Pods:
             await self._thread(self._records.save_pod, pod)
             if ended:
                 self._records.tell(cri.CONTAINER_STOPPED_EVENT, pod, None)
+
+    async def _stop_containers(self, pod: Pod) -> None:
+        """End all of them; with their shim, where that does not answer any more."""
+        containers = self._records.of_pod(pod)
+        try:
+            await asyncio.gather(*(self._containers.stop_one(one, 0) for one in containers))
+        except DeadlineExceeded:
+            if not await self._thread(kill_scope, pod):
+                raise
+            # What is left of its containers is cleaned up for a shim that has ended.
+            await asyncio.gather(*(self._containers.see_end(one) for one in containers))
 
     async def remove(self, id: str) -> None:
         """Stop it, and forget it with its containers; an unknown id is none of a pod any more."""

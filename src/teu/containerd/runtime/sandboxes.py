@@ -23,6 +23,7 @@ from teu.ttrpc.status import StatusError
 
 log = logging.getLogger("teu.containerd.sandboxes")
 
+STOP_TIMEOUT = 10.0  # seconds for a shim's answer to its end
 _SERVICE = shim_sandbox.DESCRIPTOR.services_by_name["Sandbox"]
 
 
@@ -176,16 +177,22 @@ class Manager:
         self._watches.add(task)
         task.add_done_callback(self._watches.discard)
 
-    async def shutdown(self, namespace: str, id: str) -> None:
-        """End a sandbox and remove what is left of it. NotFound where there is none."""
+    async def shutdown(self, namespace: str, id: str) -> bool:
+        """End a sandbox and remove what is left of it; whether its shim has answered, which else may still be there.
+        NotFound where there is none."""
         sandbox = self._sandboxes.get((namespace, id))
         if sandbox is None:
             raise NotFound(f'sandbox "{id}"')
+        answered = True
         try:
-            await sandbox.call("ShutdownSandbox", sandbox_id=id)
+            await asyncio.wait_for(sandbox.call("ShutdownSandbox", sandbox_id=id), STOP_TIMEOUT)
         except (Unavailable, NotFound):
             pass  # it is gone, which is what was asked
+        except TimeoutError:
+            answered = False
+            log.warning("the shim of sandbox %s/%s does not answer", namespace, id, extra=sandbox.shim.fields)
         await self._remove(namespace, id, sandbox)
+        return answered
 
     async def _remove(self, namespace: str, id: str, sandbox: Sandbox) -> None:
         """Remove what is left of a sandbox; a removal that is under way already is waited for."""
