@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -319,6 +320,22 @@ def test_mounts_and_devices(pods: list[tuple[Client, Any]]) -> None:
     assert ours == theirs
 
 
+def test_devices_of_cdi() -> None:
+    with tempfile.TemporaryDirectory() as place:
+        with crihouse.ours(f"  cdi-spec-dirs: [{place}]\n") as one:
+            edits = {"env": ["THING=yes"], "deviceNodes": [{"path": "/dev/thing", "hostPath": "/dev/null"}]}
+            devices = [{"name": "one", "containerEdits": edits}]
+            document = {"cdiVersion": "0.6.0", "kind": "teu.example/thing", "devices": devices}
+            Path(place, "thing.json").write_text(json.dumps(document))
+            pod = one.run_pod("things")
+            look = ["sh", "-c", "echo $THING; echo x > /dev/thing && test -c /dev/thing && echo taken"]
+            for more in (
+                {"CDI_devices": [{"name": "teu.example/thing=one"}]},
+                {"annotations": {"cdi.k8s.io/plugin": "teu.example/thing=one"}},
+            ):
+                assert one.output(pod, "c", look, **more) == "yes\ntaken\n"
+
+
 @pytest.mark.parametrize(
     "script",
     [
@@ -385,7 +402,7 @@ def test_bad_requests_are_refused(pair: tuple[Client, Client], name: str) -> Non
 @pytest.mark.parametrize(
     ("config", "told"),
     [
-        ({"CDI_devices": [{"name": "a/b=c"}]}, "CDI_devices is not implemented"),
+        ({"CDI_devices": [{"name": "a/b=c"}]}, "unresolvable CDI devices"),
         ({"mounts": [{"container_path": "/x", "image": {"image": "y"}}]}, "image is not implemented"),
         ({"mounts": [{"container_path": "x", "host_path": "/tmp"}]}, "must be absolute"),
         ({"linux": {"security_context": {"run_as_group": {"value": 1}}}}, "without user"),

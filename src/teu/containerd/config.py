@@ -100,6 +100,12 @@ KEYS = (
             ),
             Key("streaming-certificate", _path_or_none, "", "file with the certificate by which that speaks TLS"),
             Key("streaming-key", _path_or_none, "", "file with its private key; empty: it is in the certificate's"),
+            Key(
+                "cdi-spec-dirs",
+                list_of(path),
+                ["/etc/cdi", "/var/run/cdi"],
+                "where files of CDI devices are, the later before the earlier",
+            ),
             Key("pinned-images", list_of(text), [], "images that kubelet is never to remove"),
         ),
         {},

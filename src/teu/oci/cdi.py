@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Devices as the Container Device Interface (CDI 1.0) describes them. Called by teud and by teu-buildkitd.
+"""Devices as the Container Device Interface (CDI 1.0) describes them. Called by teud,
+teu-buildkitd and the CRI of teu-containerd.
 
 Whoever installs a device leaves a file in one of some folders, JSON or YAML:
 

@@ -18,12 +18,12 @@ from containerd_parts import make_context
 from teu.api.cgroups.v2 import metrics_pb2
 from teu.api.cri.v1 import cri_pb2 as cri
 from teu.cni.network import RESULTS
-from teu.containerd.core.errors import Error, InvalidArgument, NotFound, Unimplemented, Unknown
+from teu.containerd.core.errors import Error, FailedPrecondition, InvalidArgument, NotFound, Unimplemented, Unknown
 from teu.containerd.cri import checks, files, images, namespaces, network, rootfs, spec, stats
 from teu.containerd.cri.containers import hostname_of, signal_name
 from teu.containerd.cri.pods import own_namespaces
 from teu.containerd.cri.records import EXITED, Container, Pod, Records
-from teu.oci import distribution
+from teu.oci import cdi, distribution
 
 
 def pod_config(**more: Any) -> Any:
@@ -65,6 +65,47 @@ def test_a_plain_container() -> None:
     assert made["annotations"]["io.kubernetes.cri.sandbox-id"] == "p" * 64
     places = [entry["destination"] for entry in made["mounts"]]
     assert places.index("/dev") < places.index("/dev/shm")
+
+
+CDI = {
+    "cdiVersion": "0.6.0",
+    "kind": "teu.example/thing",
+    "containerEdits": {"env": ["THING=yes"]},
+    "devices": [
+        {
+            "name": "one",
+            "containerEdits": {
+                "deviceNodes": [{"path": "/dev/thing", "hostPath": "/dev/null"}],
+                "mounts": [{"hostPath": "/usr/share", "containerPath": "/usr/thing/", "options": ["ro"]}],
+                "hooks": [{"hookName": "poststop", "path": "/bin/true"}],
+            },
+        }
+    ],
+}
+
+
+def test_devices_of_cdi() -> None:
+    config = {
+        "CDI_devices": [{"name": "teu.example/thing=one"}],
+        "annotations": {"cdi.k8s.io/plugin": "teu.example/thing=one,teu.example/thing=two", "other": "x=y"},
+        "mounts": [{"container_path": "/usr/thing", "host_path": "/usr"}],
+        "envs": [{"key": "THING", "value": b"no"}],
+    }
+    given = wanted(config)
+    assert spec.device_names(given.config) == ["teu.example/thing=one", "teu.example/thing=two"]
+    [device] = cdi.parse("/file", CDI)
+    given.edits = device.common.and_then(device.own)
+    made = spec.build(given)
+    assert "THING=yes" in made["process"]["env"] and "THING=no" not in made["process"]["env"]
+    assert [one["path"] for one in made["linux"]["devices"]] == ["/dev/thing"]
+    assert {"allow": True, "type": "c", "major": 1, "minor": 3, "access": "rwm"} in made["linux"]["resources"][
+        "devices"
+    ]
+    assert [one["source"] for one in made["mounts"] if one["destination"] == "/usr/thing"] == ["/usr/share"]
+    assert made["hooks"]["poststop"] == [{"path": "/bin/true"}]
+    given.edits = cdi.parse("/f", json.loads(json.dumps(CDI).replace("/dev/null", "/etc/passwd")))[0].own
+    with pytest.raises(FailedPrecondition, match="CDI device injection failed"):
+        spec.build(given)
 
 
 @pytest.mark.parametrize(
@@ -268,7 +309,6 @@ def test_pods_that_cannot_be(config: Any, error: type[Error], told: str) -> None
 @pytest.mark.parametrize(
     ("config", "error", "told"),
     [
-        ({"CDI_devices": [{"name": "x"}]}, Unimplemented, "CDI_devices"),
         ({"mounts": [{"image": {"image": "x"}}]}, Unimplemented, r"mounts\[0\].image "),
         ({"mounts": [{}, {"mount_options": ["noexec"]}]}, Unimplemented, r"mounts\[1\].mount_options"),
         ({"mounts": [{"uidMappings": [{"length": 1}]}]}, Unimplemented, "uidMappings"),

@@ -60,7 +60,7 @@ def container(config: Any) -> None:
     """A ContainerConfig. Raises InvalidArgument and Unimplemented."""
     if not config.HasField("metadata"):
         raise InvalidArgument("container config must include metadata")
-    _refuse("config", config, "windows", "CDI_devices")
+    _refuse("config", config, "windows")
     _refuse("config.image", config.image, "runtime_handler")
     for number, mount in enumerate(config.mounts):
         where = f"config.mounts[{number}]"

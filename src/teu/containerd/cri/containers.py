@@ -52,6 +52,7 @@ from teu.containerd.runtime.tasks import Stdio
 from teu.containerd.state import Context
 from teu.linux import signals
 from teu.linux.trees import discard_tree
+from teu.oci import cdi
 from teu.oci.labels import expiring
 
 log = logging.getLogger("teu.containerd.cri")
@@ -106,6 +107,7 @@ class Containers:
         self._context = context
         self._records = records
         self._images = images
+        self._devices = cdi.Devices(context.config["cri"]["cdi-spec-dirs"])
         self._creating: dict[str, tuple[Any, asyncio.Task[str]]] = {}  # CreateContainer under way, by the name
         self._watches: set[asyncio.Task[None]] = set()
         context.events.listen(self._on_event)
@@ -235,8 +237,18 @@ class Containers:
             gid=user.gid,
             groups=list(user.groups),
             volumes=volumes,
+            edits=self._edits(config),
         )
         return spec.build(wanted)
+
+    def _edits(self, config: Any) -> cdi.Edits:
+        names = spec.device_names(config)
+        if not names:
+            return cdi.Edits()
+        try:
+            return self._devices.edits(names)
+        except cdi.Unknown as error:
+            raise FailedPrecondition(f"CDI device injection failed: unresolvable CDI devices: {error}") from None
 
     def _inside(self, pod: Pod, pid: str | None) -> spec.Inside:
         folder = self.state_of(pod.id)

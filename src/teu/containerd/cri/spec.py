@@ -20,7 +20,7 @@ from teu.containerd.core.errors import FailedPrecondition, InvalidArgument
 from teu.containerd.cri.records import Pod
 from teu.linux import apparmor, capabilities
 from teu.linux.trees import walk
-from teu.oci import defaults, jsontext, runtime_spec
+from teu.oci import cdi, defaults, jsontext, runtime_spec
 from teu.oci.defaults import mount
 from teu.oci.seccomp import default_profile
 
@@ -28,6 +28,7 @@ Json = dict[str, Any]
 VERSION = "1.1.0"
 STRICT = ("nosuid", "noexec", "nodev")
 _PREFIX = "io.kubernetes.cri."
+CDI_ANNOTATION = "cdi.k8s.io/"
 _SKIPPED = {b"pts", b"shm", b"fd", b"mqueue", b".lxc", b".lxd-mounts", b".udev"}
 
 
@@ -55,6 +56,7 @@ class Wanted:
     gid: int = 0
     groups: list[int] = field(default_factory=list)
     volumes: Mapping[str, str] = field(default_factory=dict)  # the image's: place -> path on the host
+    edits: cdi.Edits = field(default_factory=cdi.Edits)  # what its CDI devices give
 
     @property
     def security(self) -> Any:
@@ -93,10 +95,22 @@ def build(wanted: Wanted) -> Json:
         "annotations": notes(wanted),
     }
     try:
+        cdi.edit(spec, wanted.edits)
         runtime_spec.check(spec)
     except runtime_spec.SpecError as error:
         raise InvalidArgument(str(error)) from None
+    except (cdi.Broken, OSError) as error:
+        raise FailedPrecondition(f"CDI device injection failed: {error}") from None
     return spec
+
+
+def device_names(config: Any) -> list[str]:
+    """The CDI devices of a ContainerConfig, by its field and by annotations, as device plugins of before have them."""
+    found = [one.name for one in config.CDI_devices]
+    for key, value in sorted(config.annotations.items()):
+        if key.startswith(CDI_ANNOTATION):
+            found += value.split(",")
+    return list(dict.fromkeys(found))
 
 
 def notes(wanted: Wanted) -> dict[str, str]:
@@ -400,6 +414,8 @@ def _mounts(wanted: Wanted) -> tuple[list[Json], str]:
         entry, of_root = _asked(number, one, where)
         found[where] = entry
         propagation = "rshared" if "rshared" in (of_root, propagation) else of_root or propagation
+    for given in wanted.edits.mounts:
+        found[place(given["destination"])] = {**given, "destination": place(given["destination"])}
     return sorted(found.values(), key=lambda entry: entry["destination"].rstrip("/").count("/")), propagation
 
 
