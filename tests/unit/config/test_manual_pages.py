@@ -91,6 +91,22 @@ def test_keys_of_declared_files() -> None:
                 assert f"\n{key}=\n" in used, f"{kind}: {key}"
 
 
+def test_the_page_of_kubernetes_names_keys_that_there_are(tmp_path: Path) -> None:
+    from teu.config import load
+    from teu.containerd.config import KEYS
+
+    text = page("teu-kubernetes.7")
+    written = tmp_path / "containerd.yaml"
+    written.write_text("cri:\n  enabled: true\n")
+    settings = load(written, KEYS)
+    assert settings["cri"]["enabled"] is True and "\ncri:\n  enabled: true\n" in text
+    named = set(re.findall(r"cri\.([a-z-]+)", text))
+    assert named and named <= settings["cri"].keys()
+    for key in ("networks", "registries"):
+        assert settings["cri"][key] in text
+    assert all(folder in text for folder in settings["cri"]["network-plugins"])
+
+
 @pytest.mark.parametrize("name", sorted(path.name for path in (TREE / "man").glob("*.[1578]")))
 def test_a_page_is_whole_and_clean(name: str) -> None:
     text = (TREE / "man" / name).read_text()
