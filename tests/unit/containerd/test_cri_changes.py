@@ -19,6 +19,7 @@ from teu.containerd.cri import containers, events, pods, service
 from teu.containerd.cri.events import Events
 from teu.containerd.cri.records import CONTAINER_EXTENSION, RUNNING, Container, Pod, Records
 from teu.containerd.cri.resize import Resizes, merged
+from teu.containerd.server import rpc
 from teu.containerd.state import Context
 from teu.linux import cgroup_files
 
@@ -191,3 +192,29 @@ def test_who_falls_behind_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_lists_come_in_pieces() -> None:
     assert [len(one) for one in service._pieces(list(range(250)))] == [100, 100, 50]
     assert list(service._pieces([])) == []
+
+
+def test_lists_are_ready_bytes() -> None:
+    metadata: Any = {"name": "n" * 200, "uid": "u"}
+    listed = []
+    for number in range(3):
+        pod = Pod(f"pod{number}", cri.PodSandboxConfig(metadata=metadata, labels={"a": "b"}), created=5)
+        container = Container(f"c{number}", pod, cri.ContainerConfig(image={"image": "i"}), image="sha256:x", created=6)
+        listed.append((pod, container))
+    for ready in (True, False, False):
+        data = b"".join(service._listed_pod(pod, ready) for pod, _ in listed)
+        wanted = [service._pod_message(pod, ready) for pod, _ in listed]
+        assert list(cri.ListPodSandboxResponse.FromString(data).items) == wanted
+        assert list(cri.StreamPodSandboxesResponse.FromString(data).pod_sandboxes) == wanted
+    for state in (0, RUNNING, RUNNING):
+        for _, container in listed:
+            container.state = state
+        data = b"".join(service._listed_container(container) for _, container in listed)
+        wanted = [service._container_message(container) for _, container in listed]
+        assert list(cri.ListContainersResponse.FromString(data).containers) == wanted
+        assert list(cri.StreamContainersResponse.FromString(data).containers) == wanted
+
+
+def test_an_answer_may_be_bytes() -> None:
+    encode = rpc._encoder(cri.VersionResponse)
+    assert encode(cri.VersionResponse(version="1")) == encode(b"\n\x011") == b"\n\x011"

@@ -54,6 +54,7 @@ class Pod:
     network: str = ""  # path of the network namespace; "" where it is the host's
     attached: bool = False  # whether something of CNI's may have to be undone
     addresses: list[str] = field(default_factory=list)
+    listed: tuple[int, bytes] | None = None  # its state, and how it is in a list then
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @property
@@ -104,6 +105,7 @@ class Container:
     user: list[int] = field(default_factory=lambda: [0, 0])  # uid, gid, supplementary groups
     snapshotter: str = ""
     out_of_memory: bool = False  # the kernel has killed something in it
+    listed: tuple[int, bytes] | None = None  # its state, and how it is in a list then
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     ended: asyncio.Event = field(default_factory=asyncio.Event)
 

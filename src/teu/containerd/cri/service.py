@@ -52,6 +52,24 @@ def _pieces(items: list[Any]) -> Iterator[list[Any]]:
         yield items[begin : begin + PIECE]
 
 
+# kubelet asks for all pods and containers each second. What a list has of one changes with its state alone: it is kept
+# as the bytes of a list of it, and the bytes of lists behind each other are the list of all. The streams' messages have
+# it under the same number, 1.
+
+
+def _listed_pod(pod: Pod, ready: bool) -> bytes:
+    if pod.listed is None or pod.listed[0] != ready:
+        pod.listed = ready, cri.ListPodSandboxResponse(items=[_pod_message(pod, ready)]).SerializeToString()
+    return pod.listed[1]
+
+
+def _listed_container(container: Container) -> bytes:
+    if container.listed is None or container.listed[0] != container.state:
+        alone = cri.ListContainersResponse(containers=[_container_message(container)])
+        container.listed = container.state, alone.SerializeToString()
+    return container.listed[1]
+
+
 def _selected(labels: Mapping[str, str], selector: Mapping[str, str]) -> bool:
     return all(labels.get(key) == value for key, value in selector.items())
 
@@ -193,25 +211,23 @@ class RuntimeService:
         return status
 
     @quick
-    def ListPodSandbox(self, request: cri.ListPodSandboxRequest, call: Call) -> cri.ListPodSandboxResponse:
+    def ListPodSandbox(self, request: cri.ListPodSandboxRequest, call: Call) -> bytes:
         """All pods that the filter lets through."""
-        return cri.ListPodSandboxResponse(items=self._listed_pods(request.filter))
+        return b"".join(self._listed_pods(request.filter))
 
-    async def StreamPodSandboxes(
-        self, request: cri.StreamPodSandboxesRequest, call: Call
-    ) -> AsyncIterator[cri.StreamPodSandboxesResponse]:
+    async def StreamPodSandboxes(self, request: cri.StreamPodSandboxesRequest, call: Call) -> AsyncIterator[bytes]:
         """The same in pieces, as all streams of lists: no message is too long."""
         for some in _pieces(self._listed_pods(request.filter)):
-            yield cri.StreamPodSandboxesResponse(pod_sandboxes=some)
+            yield b"".join(some)
 
-    def _listed_pods(self, wanted: Any) -> list[Any]:
+    def _listed_pods(self, wanted: Any) -> list[bytes]:
         items = []
         for pod in self._pods_of(wanted.id):
             ready = self._pods.ready(pod)
             if wanted.HasField("state") and ready != (wanted.state.state == cri.SANDBOX_READY):
                 continue
             if _selected(pod.config.labels, wanted.label_selector):
-                items.append(_pod_message(pod, ready))
+                items.append(_listed_pod(pod, ready))
         return items
 
     def _pods_of(self, id: str) -> Iterable[Pod]:
@@ -247,18 +263,16 @@ class RuntimeService:
         return cri.RemoveContainerResponse()
 
     @quick
-    def ListContainers(self, request: cri.ListContainersRequest, call: Call) -> cri.ListContainersResponse:
+    def ListContainers(self, request: cri.ListContainersRequest, call: Call) -> bytes:
         """All containers that the filter lets through."""
-        return cri.ListContainersResponse(containers=self._listed_containers(request.filter))
+        return b"".join(self._listed_containers(request.filter))
 
-    async def StreamContainers(
-        self, request: cri.StreamContainersRequest, call: Call
-    ) -> AsyncIterator[cri.StreamContainersResponse]:
+    async def StreamContainers(self, request: cri.StreamContainersRequest, call: Call) -> AsyncIterator[bytes]:
         """The same in pieces."""
         for some in _pieces(self._listed_containers(request.filter)):
-            yield cri.StreamContainersResponse(containers=some)
+            yield b"".join(some)
 
-    def _listed_containers(self, wanted: Any) -> list[Any]:
+    def _listed_containers(self, wanted: Any) -> list[bytes]:
         found = []
         for container in self._containers_of(wanted.id):
             if wanted.HasField("state") and container.state != wanted.state.state:
@@ -266,7 +280,7 @@ class RuntimeService:
             if not container.pod.id.startswith(wanted.pod_sandbox_id):
                 continue
             if _selected(container.config.labels, wanted.label_selector):
-                found.append(_container_message(container))
+                found.append(_listed_container(container))
         return found
 
     def _containers_of(self, id: str) -> Iterable[Container]:

@@ -8,6 +8,7 @@ A service is a plain class whose methods carry the names of the descriptor's met
     def List(...) -> iterator of responses   server streams; async generators where the stream waits
     async def Write(self, requests, call)    client streams: `requests` is an async iterator
 
+An answer is a message, or the bytes of one, where these are at hand.
 `@held` marks calls that wait for what may never come: a stop of the daemon does not wait for them.
 `@quick` runs a plain method on the event loop itself: for lookups that never block and end within a millisecond, where
 a thread switch would cost more than the work. A method the class does not have answers UNIMPLEMENTED.
@@ -156,7 +157,7 @@ class Server:
         return make(
             behaviour,
             request_deserializer=_decoder(request_class),
-            response_serializer=response_class.SerializeToString,
+            response_serializer=_encoder(response_class),
         )
 
     def _unary(self, key: tuple[str, str], target: Callable[..., Any]) -> Callable[..., Awaitable[Any]]:
@@ -262,6 +263,13 @@ class _Undecodable:
 
     def __init__(self, reason: str) -> None:
         self.reason = reason
+
+
+def _encoder(response_class: Any) -> Callable[[Any], bytes]:
+    def encode(answer: Any) -> bytes:
+        return answer if isinstance(answer, bytes) else bytes(response_class.SerializeToString(answer))
+
+    return encode
 
 
 def _decoder(request_class: Any) -> Callable[[bytes], Any]:
