@@ -320,6 +320,20 @@ def test_mounts_and_devices(pods: list[tuple[Client, Any]]) -> None:
     assert ours == theirs
 
 
+def test_options_of_a_mount() -> None:
+    with crihouse.ours() as one:
+        source = one.folder / "source"
+        source.mkdir()
+        (source / "run").write_text("#!/bin/sh\necho ran\n")
+        (source / "run").chmod(0o755)
+        look = ["sh", "-c", "/data/run; grep -o ' /data [^ ]*' /proc/self/mountinfo"]
+        pod = one.run_pod("options")
+        plain = {"container_path": "/data", "host_path": str(source)}
+        assert one.output(pod, "plain", look, mounts=[plain]).startswith("ran\n")
+        told = one.output(pod, "noexec", look, mounts=[{**plain, "mount_options": ["noexec", "nosuid", "nodev"]}])
+        assert "ran" not in told and "nosuid,nodev,noexec" in told
+
+
 def test_devices_of_cdi() -> None:
     with tempfile.TemporaryDirectory() as place:
         with crihouse.ours(f"  cdi-spec-dirs: [{place}]\n") as one:

@@ -84,6 +84,15 @@ CDI = {
 }
 
 
+def test_options_of_a_mount() -> None:
+    given = {"container_path": "/d", "host_path": "/usr", "mount_options": ["noexec", "nosuid"], "readonly": True}
+    [entry] = [one for one in spec.build(wanted({"mounts": [given]}))["mounts"] if one["destination"] == "/d"]
+    assert entry["options"] == ["rbind", "rprivate", "ro", "noexec", "nosuid"]
+    for option in ("rw", "rshared", "idmap", "size=5m", ""):
+        with pytest.raises(InvalidArgument, match=r"mounts\[0\].mount_options"):
+            spec.build(wanted({"mounts": [{**given, "mount_options": [option]}]}))
+
+
 def test_devices_of_cdi() -> None:
     config = {
         "CDI_devices": [{"name": "teu.example/thing=one"}],
@@ -310,7 +319,6 @@ def test_pods_that_cannot_be(config: Any, error: type[Error], told: str) -> None
     ("config", "error", "told"),
     [
         ({"mounts": [{"image": {"image": "x"}}]}, Unimplemented, r"mounts\[0\].image "),
-        ({"mounts": [{}, {"mount_options": ["noexec"]}]}, Unimplemented, r"mounts\[1\].mount_options"),
         ({"mounts": [{"uidMappings": [{"length": 1}]}]}, Unimplemented, "uidMappings"),
         ({"windows": {"security_context": {"host_process": True}}}, Unimplemented, "windows"),
         (security(run_as_group={"value": 1}), InvalidArgument, "specified without user"),

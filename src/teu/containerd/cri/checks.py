@@ -64,7 +64,7 @@ def container(config: Any) -> None:
     _refuse("config.image", config.image, "runtime_handler")
     for number, mount in enumerate(config.mounts):
         where = f"config.mounts[{number}]"
-        _refuse(where, mount, "uidMappings", "gidMappings", "image", "image_sub_path", "mount_options")
+        _refuse(where, mount, "uidMappings", "gidMappings", "image", "image_sub_path")
         if mount.selinux_relabel and selinux.enabled():
             raise Unimplemented(f"{where}.selinux_relabel is not implemented")
     security = config.linux.security_context

@@ -29,6 +29,25 @@ VERSION = "1.1.0"
 STRICT = ("nosuid", "noexec", "nodev")
 _PREFIX = "io.kubernetes.cri."
 CDI_ANNOTATION = "cdi.k8s.io/"
+# What a request may say of a bind mount; whether it can be written, and its propagation, have fields of their own.
+BIND_OPTIONS = frozenset(
+    [
+        "dev",
+        "nodev",
+        "exec",
+        "noexec",
+        "suid",
+        "nosuid",
+        "atime",
+        "noatime",
+        "diratime",
+        "nodiratime",
+        "relatime",
+        "norelatime",
+        "strictatime",
+        "nostrictatime",
+    ]
+)
 _SKIPPED = {b"pts", b"shm", b"fd", b"mqueue", b".lxc", b".lxd-mounts", b".udev"}
 
 
@@ -460,6 +479,11 @@ def _asked(number: int, one: Any, where: str) -> tuple[Json, str]:
         options.append("rro")
     else:
         options.append("ro" if one.readonly else "rw")
+    for option in one.mount_options:
+        if option not in BIND_OPTIONS:
+            told = f"{option!r} is none of {', '.join(sorted(BIND_OPTIONS))}"
+            raise InvalidArgument(f"config.mounts[{number}].mount_options: {told}")
+        options.append(option)
     return mount(where, "bind", source, *options), of_root
 
 
