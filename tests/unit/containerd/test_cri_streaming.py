@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import json
 import os
+import random
 import socket
 import struct
 import subprocess
@@ -21,7 +22,7 @@ import pytest
 from streamclient import Http, Refused, Spdy, WebSocket, closed, exit_code
 
 from teu.containerd.core.errors import Error, NotFound, ResourceExhausted
-from teu.containerd.cri import execs, forward, pipes, spdy, streaming
+from teu.containerd.cri import execs, forward, pipes, spdy, streaming, websocket
 from teu.containerd.cri.pipes import Pipe, Streams
 from teu.containerd.cri.streaming import Command, Forward, Streaming
 
@@ -293,6 +294,65 @@ def test_headers_do_not_burst(server: Server) -> None:
         assert len(block) < spdy.CONTROL_MAX
         client.control(1, struct.pack(">IIH", 99, 0, 0) + block)
         assert client.leaves()
+
+
+class Memory:
+    """A Wire of bytes that are there, and then no more."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self.sent = b""
+
+    async def readexactly(self, count: int) -> bytes:
+        if len(self._data) < count:
+            raise EOFError
+        data, self._data = self._data[:count], self._data[count:]
+        return data
+
+    async def send(self, data: bytes) -> None:
+        self.sent += data
+
+
+def noise(dice: random.Random) -> bytes:
+    """Frames whose heads are almost right."""
+    data = b""
+    packed = zlib.compressobj(zdict=spdy.DICTIONARY)
+    for number in range(dice.randrange(1, 12)):
+        body = dice.randbytes(dice.randrange(40))
+        if dice.random() < 0.5:
+            block = packed.compress(struct.pack(">I", dice.choice([0, 1, 2, 1 << 31])) + dice.randbytes(12))
+            body = struct.pack(">IIH", 2 * number + 1, 0, 0) + block + packed.flush(zlib.Z_SYNC_FLUSH)
+        if dice.random() < 0.3:
+            data += struct.pack(">IB", dice.randrange(12), dice.randrange(2)) + len(body).to_bytes(3, "big") + body
+        else:
+            head = struct.pack(">HHB", 0x8003, dice.randrange(1, 12), dice.randrange(3))
+            data += head + len(body).to_bytes(3, "big") + body
+    return data
+
+
+@pytest.mark.parametrize("seed", range(300))
+def test_noise_ends_a_connection_and_nothing_else(seed: int) -> None:
+    dice = random.Random(seed)
+
+    async def main() -> None:
+        wire = Memory(noise(dice))
+        streams: list[spdy.Stream] = []
+
+        def accept(stream: spdy.Stream) -> bool:
+            streams.append(stream)
+            stream.incoming.drop()
+            return True
+
+        with contextlib.suppress(spdy.ProtocolError):
+            await spdy.Connection(wire, accept).run()
+        for stream in streams:
+            assert await stream.incoming.read() == b""
+            await stream.write(b"late")
+        web = websocket.WebSocket(Memory(dice.randbytes(200)))
+        while await web.receive() is not None:
+            pass
+
+    asyncio.run(main())
 
 
 def test_a_reader_that_is_slow_holds_its_sender_up() -> None:
