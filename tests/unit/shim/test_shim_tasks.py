@@ -15,10 +15,18 @@ import sys
 import threading
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from google.protobuf import any_pb2
 
+from teu.containerd.core import errors
+from teu.containerd.cri.attach import Attaches
+from teu.containerd.cri.execs import Execs
+from teu.containerd.cri.pipes import Pipe, Streams
+from teu.containerd.cri.records import RUNNING
+from teu.containerd.runtime.tasks import Stdio
 from teu.shim import cleanup, idmapped
 from teu.ttrpc import client, frames
 from teu.ttrpc import messages as m
@@ -252,6 +260,173 @@ def test_the_process_has_the_clients_fifos(shim: Shim) -> None:
         assert os.read(ours["stdout"], 100) == b"got hello\n"
         await api("Delete")
         assert os.read(ours["stderr"], 100) == b"note\n"
+
+    talk(shim, story)
+
+
+def test_a_log_that_the_shim_writes_and_who_looks_on(shim: Shim) -> None:
+    shim.script('read line; echo "got $line"; echo "note" >&2; head -c 1000000 /dev/zero; echo; echo last')
+    stdin, log, attach = (str(shim.folder / name) for name in ("stdin", "log", "attach"))
+    os.mkfifo(stdin)
+    ours = os.open(stdin, os.O_RDWR | os.O_NONBLOCK)
+    seen: dict[int, bytes] = {1: b"", 2: b""}
+
+    def look(client: socket.socket) -> None:
+        while packet := client.recv(70_000):
+            seen[packet[0]] += packet[1:]
+
+    async def story(api: Api) -> None:
+        await api.create(stdin=stdin, stdout=f"cri://{log}", stderr=attach)
+        await api("Start")
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as client:
+            client.connect(attach)
+            looking = asyncio.create_task(asyncio.to_thread(look, client))
+            await asyncio.sleep(0.2)  # it is let in
+            os.write(ours, b"hello\n")
+            await api("Wait")
+            await api("Delete")
+            await looking
+
+    talk(shim, story)
+    assert seen == {1: b"got hello\n" + bytes(1_000_000) + b"\nlast\n", 2: b"note\n"}
+    lines = [line.split(b" ", 3)[1:] for line in Path(log).read_bytes().splitlines()]
+    assert lines[-1] == [b"stdout", b"F", b"last"] and [b"stderr", b"F", b"note"] in lines
+
+
+class Tasks:
+    """teu-containerd's tasks as the CRI calls them, for the one of a shim."""
+
+    def __init__(self, api: Api) -> None:
+        self._api = api
+
+    async def exec(self, _namespace: str, _id: str, exec_id: str, stdio: Stdio, spec: Any) -> None:
+        packed = {"type_url": spec.type_url, "value": spec.value}
+        await self._api("Exec", exec_id=exec_id, spec=packed, **stdio.fields())
+
+    async def start(self, _namespace: str, _id: str, exec_id: str = "") -> None:
+        await self._api("Start", exec_id=exec_id)
+
+    async def wait(self, _namespace: str, _id: str, exec_id: str = "") -> Any:
+        return SimpleNamespace(status=(await self._api("Wait", exec_id=exec_id))["exit_status"])
+
+    async def kill(self, _namespace: str, _id: str, number: int, exec_id: str = "") -> None:
+        try:
+            await self._api("Kill", exec_id=exec_id, signal=number)
+        except StatusError as error:
+            raise errors.from_code(error.code, error.message) from None
+
+    async def delete_process(self, _namespace: str, _id: str, exec_id: str) -> None:
+        try:
+            await self._api("Delete", exec_id=exec_id)
+        except StatusError as error:
+            raise errors.from_code(error.code, error.message) from None
+
+    async def close_io(self, _namespace: str, _id: str, exec_id: str = "") -> None:
+        await self._api("CloseIO", exec_id=exec_id, stdin=True)
+
+
+class Kept:
+    """A client's stream."""
+
+    def __init__(self) -> None:
+        self.data = b""
+
+    async def write(self, data: bytes) -> None:
+        self.data += data
+
+    async def end(self) -> None:
+        pass
+
+
+class Streamed(Execs):
+    """Commands with the streams of a client, whose record is here."""
+
+    def _process(self, _container: Any, command: list[str], _terminal: bool) -> any_pb2.Any:
+        return any_pb2.Any(type_url="p", value=json.dumps({"args": command, "cwd": "/"}).encode())
+
+
+def streamed(api: Api) -> Streamed:
+    context: Any = SimpleNamespace(tasks=Tasks(api), pool=None)
+    containers: Any = SimpleNamespace(state_of=lambda _id: str(api.shim.folder))
+    return Streamed(context, containers)
+
+
+def test_a_command_with_a_clients_streams(shim: Shim) -> None:
+    shim.script("exec sleep 100")
+    container: Any = SimpleNamespace(id="c", state=RUNNING)
+
+    async def story(api: Api) -> None:
+        await api.create()
+        await api("Start")
+        stdin, out, err = Pipe(), Kept(), Kept()
+        script = "sleep 0.2; cat; echo note >&2; head -c 300000 /dev/zero; exit 4"
+        streams = Streams(stdin, out, err, None)
+        running = asyncio.create_task(streamed(api).stream(container, [script], streams, terminal=False))
+        await stdin.put(b"hello\n")
+        stdin.finish()
+        assert await running == 4
+        assert out.data == b"hello\n" + bytes(300_000) and err.data == b"note\n"
+        assert not list(shim.folder.glob("exec-*"))
+
+    talk(shim, story)
+
+
+def test_a_command_whose_client_leaves(shim: Shim) -> None:
+    shim.script("exec sleep 100")
+    container: Any = SimpleNamespace(id="c", state=RUNNING)
+
+    async def story(api: Api) -> None:
+        await api.create()
+        await api("Start")
+        out = Kept()
+        streams = Streams(Pipe(), out, None, None)
+        running = asyncio.create_task(
+            streamed(api).stream(container, ["echo $$; exec sleep 99"], streams, terminal=False)
+        )
+        while not out.data:
+            await asyncio.sleep(0.02)
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(out.data), 0)
+        assert not list(shim.folder.glob("exec-*"))
+
+    talk(shim, story)
+
+
+@pytest.mark.parametrize("leaves", [False, True])
+def test_a_client_at_a_container(shim: Shim, leaves: bool) -> None:
+    shim.script("cat; echo done >&2; exit 2")
+    config = SimpleNamespace(stdin=True, stdin_once=True, tty=False)
+    container: Any = SimpleNamespace(id="c", state=RUNNING, config=config)
+    containers: Any = SimpleNamespace(state_of=lambda _id: str(shim.folder))
+    os.mkfifo(shim.folder / "stdin")
+
+    async def story(api: Api) -> None:
+        paths = {name: str(shim.folder / name) for name in ("stdin", "attach", "log")}
+        await api.create(stdin=paths["stdin"], stdout=f"cri://{paths['log']}", stderr=paths["attach"])
+        await api("Start")
+        stdin, out, err = Pipe(), Kept(), Kept()
+        context: Any = SimpleNamespace(tasks=Tasks(api))
+        attached = Attaches(context, containers).attach(container, Streams(stdin, out, err, None))
+        attaching = asyncio.create_task(attached)
+        await asyncio.sleep(0.2)
+        await stdin.put(b"hello\n")
+        while not out.data:
+            await asyncio.sleep(0.02)
+        if leaves:
+            attaching.cancel()
+        else:
+            stdin.finish()
+        assert (await api("Wait"))["exit_status"] == 2  # its input has ended
+        await api("Delete")
+        if leaves:
+            with pytest.raises(asyncio.CancelledError):
+                await attaching
+        else:
+            assert await attaching == 0 and err.data == b"done\n"
+        assert out.data == b"hello\n" and not (shim.folder / "stdin").exists()
 
     talk(shim, story)
 
