@@ -28,6 +28,7 @@ from teu.engine.core.times import nanoseconds, timestamp
 from teu.engine.files import snapshots
 from teu.engine.lifecycle import health
 from teu.engine.spec import build, mounts
+from teu.engine.streams.hub import FINISH_SECONDS
 from teu.linux import trees
 from teu.systemd import host
 
@@ -205,10 +206,12 @@ def exited(engine: Engine, container: Container, pid: int, found: tasks.Exit, re
         if engine.stopping.is_set():
             return  # the next engine finds the stopped task
         health.stop(container)
+        # With the task goes what its FIFOs hold, and we may die between its deletion and the log's last line.
+        logged = container.hub.drain()
         told = _delete_task(engine, container, found)
         if told is None:
             return
-        container.hub.finish()
+        container.hub.finish(FINISH_SECONDS if logged else 0.0)
         _end_execs(container)
         _quietly(_release, engine, container)
         # What ends with the host runs again with it (containers/boot.py). systemd is asked before anything is changed:

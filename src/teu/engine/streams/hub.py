@@ -18,10 +18,11 @@ import select
 import socket
 import struct
 import threading
+import time
 import zlib
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from teu.engine.logs.marker import Marker
 from teu.engine.streams.pump import PIPE_SIZE, Pump, open_fifo
@@ -41,6 +42,9 @@ ROUNDS = 16  # chunks of one stream before others get their turn
 # After which a log that takes no more is asked again: at first (journald's queue is 512 lines, and less than that takes
 # it to work them off), and at most, each time twice as long, until it takes something.
 STALL_SECONDS = (0.004, 0.256)
+# How long the end of the output waits for a log that takes no more, and for processes that the container left behind.
+FINISH_SECONDS = 10.0
+WRITERS_SECONDS = 0.2
 
 
 class Client:
@@ -114,6 +118,19 @@ class Client:
         self.closing = True
         if not self.pending:
             self.drop()
+
+
+class _State(NamedTuple):
+    """How far the end of the output has come."""
+
+    done: bool
+    stalled: bool
+
+
+def _events(descriptor: int) -> int:
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    return next((mask for _, mask in poll.poll(0)), 0)
 
 
 class _Stream:
@@ -288,7 +305,30 @@ class Hub:
                 stream.blocked = False
                 self._read(stream)
 
-    def finish(self, timeout: float = 10.0) -> None:
+    def drain(self, timeout: float = FINISH_SECONDS) -> bool:
+        """The process is gone, and the shim keeps what it wrote until the task is deleted: log and send that now, for a
+        death of this daemon after the deletion would lose it. False: the log took no more for `timeout` seconds."""
+        began = time.monotonic()
+        pause = threading.Event()
+        while not (state := self.pump.call(self._ahead)).done:
+            waited = time.monotonic() - began
+            if waited >= timeout or not state.stalled and waited >= WRITERS_SECONDS:
+                return not state.stalled
+            pause.wait(0.005)
+        return True
+
+    def _ahead(self) -> _State:
+        """Read what there is: to its end where no writer is left, and whole lines of where one may go on."""
+        done, stalled = True, False
+        for stream in self._streams:
+            ended = bool(_events(stream.descriptor) & select.POLLHUP)  # before the reading: nothing comes after it
+            stream.blocked = False
+            self._read(stream, final=ended)
+            stalled = stalled or stream.blocked and self.driver is not None and self.driver.stalled
+            done = done and ended and not stream.blocked
+        return _State(done, stalled)
+
+    def finish(self, timeout: float = FINISH_SECONDS) -> None:
         """The process is gone and the shim has let go: log and send the rest, then end the clients."""
         deadline = threading.Event()
         attempts = max(1, int(timeout / 0.02))
@@ -297,7 +337,7 @@ class Hub:
                 break
             deadline.wait(0.02)
         else:
-            log.warning("output could not be logged in %.0f seconds; the rest of it is dropped", timeout)
+            log.warning("output could not be logged in %.0f seconds; the rest of it is dropped", FINISH_SECONDS)
         self.pump.call(self._close)
 
     def _drain(self) -> bool:
