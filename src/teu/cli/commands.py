@@ -102,6 +102,10 @@ INDEX = {
     "volume ls": ("volumes", "List volumes"),
     "volume prune": ("prune", "Remove unused volumes"),
     "volume rm": ("volumes", "Remove volumes"),
+    "compose-units": (
+        "declared.projects",
+        "Make a compose project units of systemd: a target, a service for each member",
+    ),
     "inspect": ("inspect", "Show all that is known of containers, images, volumes and networks"),
     "login": ("registry", "Log in to a registry"),
     "logout": ("registry", "Log out of a registry"),

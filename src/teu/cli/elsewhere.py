@@ -10,7 +10,7 @@ from teu.cli.command import PROGRAM
 from teu.cli.errors import CommandError
 
 SWARM = "is a command of swarm, which Teu does not have"
-UNITS = "write a unit of systemd that calls `teu run`, or use `teu compose`"
+UNITS = "declare a container, teu-containers(7), or use `teu compose`, of which `teu compose-units` makes units"
 
 # The first word, or the first two: (why it is not here, what to use instead).
 INSTEAD = {
