@@ -50,8 +50,8 @@ def test_idle_daemons_leave_and_are_woken() -> None:
     assert not whole.shims()
 
 
-def test_a_running_container_keeps_them() -> None:
-    """Its output goes through teud. When it has ended, they may go, and its exit code is known afterwards."""
+def test_a_client_that_waits_keeps_them() -> None:
+    """When it has its answer they may go, and the exit code is known afterwards."""
     name = "keeper"
     try:
         whole.run_detached(name, "sh", "-c", "sleep 4; echo kept; exit 6")
@@ -62,6 +62,110 @@ def test_a_running_container_keeps_them() -> None:
         whole.eventually("both daemons have left", gone)
         assert teu("logs", name).stdout == "kept\n"
         assert out("teu", "inspect", "-f", "{{.State.ExitCode}}", name) == "6"
+    finally:
+        teu("rm", "-f", name, check=False)
+
+
+def watchers() -> list[str]:
+    """The units that watch the output of containers."""
+    listed = out("systemctl", "list-units", "--plain", "--no-legend", "--type=socket", "teud-output@*")
+    return [line.split()[0] for line in listed.splitlines()]
+
+
+QUIET = ("sh", "-c", "trap 'echo told; kill $!' USR1; while :; do sleep 600 & wait; done")
+NO_PORTS = ("--network", "host")
+
+
+@pytest.mark.parametrize("driver", ["journald", "json-file", "none"])
+def test_quiet_containers_need_nobody(driver: str) -> None:
+    """They run on without teud and teu-containerd; what one says wakes them, is logged, and they leave again."""
+    name = f"quiet-{driver}"
+    flags = (*NO_PORTS, "--log-driver", driver, "--stop-timeout", "0")
+    try:
+        whole.run_detached(name, *QUIET, flags=flags)
+        pid = out("teu", "inspect", "-f", "{{.State.Pid}}", name)
+        whole.eventually("both daemons have left", gone)
+        assert len(watchers()) == 1
+        assert Path(f"/proc/{pid}").exists()
+        os.kill(int(pid), signal.SIGUSR1)
+        whole.eventually("its output has woken teud", lambda: whole.main_pid("teud.service"))
+        whole.eventually("systemd has given the pipes back", lambda: not watchers())
+        whole.eventually("both daemons have left again", gone)
+        if driver != "none":
+            assert teu("logs", name).stdout == "told\n"
+        assert out("teu", "inspect", "-f", "{{.State.Running}}", name) == "true"
+    finally:
+        teu("rm", "-f", name, check=False)
+    whole.eventually("both daemons have left", gone)
+    assert not watchers()
+
+
+def test_much_output_wakes_once_and_is_all_there() -> None:
+    """More than a pipe holds comes while nobody reads: the container waits for teud, and nothing is lost."""
+    name = "flood"
+    script = "trap 'seq 1 200000; kill $!' USR1; while :; do sleep 600 & wait; done"
+    try:
+        whole.run_detached(
+            name, "sh", "-c", script, flags=(*NO_PORTS, "--log-driver", "json-file", "--stop-timeout", "0")
+        )
+        pid = int(out("teu", "inspect", "-f", "{{.State.Pid}}", name))
+        whole.eventually("both daemons have left", gone)
+        os.kill(pid, signal.SIGUSR1)
+        whole.eventually("all of it is logged", lambda: teu("logs", "--tail", "1", name).stdout == "200000\n")
+        assert teu("logs", name).stdout.split() == [str(number) for number in range(1, 200001)]
+        assert whole.show("teud-output@.service", "ActiveState") != "failed"
+    finally:
+        teu("rm", "-f", name, check=False)
+
+
+def test_an_end_wakes_them_and_the_policy_holds() -> None:
+    name = "again"
+    try:
+        whole.run_detached(name, "sleep", "600", flags=(*NO_PORTS, "--restart", "always", "--stop-timeout", "0"))
+        pid = int(out("teu", "inspect", "-f", "{{.State.Pid}}", name))
+        whole.eventually("both daemons have left", gone)
+        os.kill(pid, signal.SIGKILL)
+        whole.eventually("it runs again", lambda: out("teu", "inspect", "-f", "{{.RestartCount}}", name) == "1")
+        whole.eventually("both daemons have left", gone)
+        assert out("teu", "inspect", "-f", "{{.State.Running}}", name) == "true"
+    finally:
+        teu("rm", "-f", name, check=False)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("-p", "127.0.0.1:18081:80"),
+        ("--network", "none", "--health-cmd", "true", "--health-interval", "1s"),
+        ("--network", "idle-names"),
+    ],
+    ids=["a port", "a check", "names"],
+)
+def test_what_teud_does_for_a_container_keeps_it(flags: tuple[str, ...]) -> None:
+    import time
+
+    name = "kept"
+    teu("network", "create", "idle-names")
+    try:
+        whole.run_detached(name, "sleep", "600", flags=(*flags, "--stop-timeout", "0"))
+        pid = whole.main_pid("teud.service")
+        time.sleep(4)
+        assert whole.main_pid("teud.service") == pid and not watchers()
+    finally:
+        teu("rm", "-f", name, check=False)
+        teu("network", "rm", "idle-names", check=False)
+
+
+def test_a_prompt_does_not_wake_it_for_ever() -> None:
+    """An unfinished line stays in the pipe, so teud stays with it."""
+    import time
+
+    name = "prompt"
+    try:
+        whole.run_detached(name, "sh", "-c", "printf 'name? '; sleep 600", flags=(*NO_PORTS, "--stop-timeout", "0"))
+        pid = whole.main_pid("teud.service")
+        time.sleep(4)
+        assert whole.main_pid("teud.service") == pid and not watchers()
     finally:
         teu("rm", "-f", name, check=False)
 

@@ -259,7 +259,7 @@ KEYS = (
         "idle-exit",
         duration,
         0.0,
-        "exit after so long without a client and without a running container, where systemd listens; 0: never",
+        "exit after so long without a client and without a container that needs teud, where systemd listens; 0: never",
         reload=True,
     ),
     Key("shutdown-timeout", integer(0, 3600), 5, "seconds that open requests get when teud stops"),

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from teu.config import Settings
 from teu.engine.backend.containerd import Unavailable
 from teu.engine.engine import Engine
-from teu.engine.lifecycle import health, recovery, sweep
+from teu.engine.lifecycle import health, idle, recovery, sweep
 from teu.engine.lifecycle.monitor import Monitor
 from teu.engine.lifecycle.restore import Restore
 
@@ -36,16 +36,20 @@ class Daemon:
         self.engine = Engine(config)
         self._monitor = Monitor(self.engine)
         self._restore = Restore(self.engine)
+        self._watched: set[str] = set()
 
     def start(self) -> None:
         """Bring everything up; requests that need it wait for the engine's `ready`."""
         engine = self.engine
         engine.pump.start()
+        idle.take_back()
         engine.containers.load()
         engine.volumes.start()
         threading.Thread(target=sweep.run, args=(engine,), name="sweep", daemon=True).start()
         engine.networks.start()
         self._as_soon_as_containerd_is_there(lambda: recovery.recover(engine, self._monitor, self._restore))
+        if engine.boot.resumed:
+            engine.endpoints.follow_host()  # nobody was there to see the host's servers of names change
         engine.ready.set()
 
     def _as_soon_as_containerd_is_there(self, step: Callable[[], None]) -> None:
@@ -66,15 +70,21 @@ class Daemon:
             engine.stopping.wait(pause)
             pause = min(pause * 2, 10.0)
 
-    def idle(self) -> bool:
-        """Whether nothing needs this process: no container runs whose output, health, names or restarts it minds."""
+    def idle(self, seconds: float) -> bool:
+        """Whether nothing has needed this process for so long: no container runs whose output, health, names, ports or
+        restarts it minds (lifecycle/idle.py)."""
         if not self.engine.ready.is_set() or self._restore.busy:
             return False
-        return not any(container.running for container in self.engine.containers.all())
+        return idle.idle(self.engine, seconds)
 
-    def leave_idle(self) -> None:
-        """It goes because nothing is to do, and the next one goes on where this one was."""
+    def leave_idle(self) -> bool:
+        """It goes because nothing is to do, and the next one goes on where this one was. False: it cannot, and stays.
+
+        Once more when nobody can connect any more: a container may have been started meanwhile."""
+        if not idle.hand_over(self.engine, self._watched):
+            return False
         self.engine.boot.leave_idle()
+        return True
 
     def last_exits(self) -> None:
         """The host goes down, and systemd has stopped the containers: what of their ends is not known yet is now."""

@@ -310,10 +310,10 @@ def serve(config: configuration.Settings, options: argparse.Namespace) -> int:
     notify.stopping()
     if not idle and host.is_going_down():
         daemon.last_exits()
-    elif idle:
-        daemon.leave_idle()
     server.close()
     server.finish(config["shutdown-timeout"], idle=idle)
+    if idle:
+        daemon.leave_idle()
     daemon.stop()
     for address in config["hosts"]:
         if address.startswith("unix://"):
@@ -336,7 +336,7 @@ def _wait(daemon: Daemon, server: Server, signals: set[signal.Signals], options:
         patience = min((seconds for seconds in (interval, limit / 2) if seconds), default=0.0)
         received = signal.sigtimedwait(signals, patience) if patience else signal.sigwaitinfo(signals)
         if received is None:
-            if limit and server.idle_seconds() >= limit and daemon.idle():
+            if limit and server.idle_seconds() >= limit and daemon.idle(limit) and daemon.leave_idle():
                 log.info("idle for %.0f s: leaving, the socket wakes us", server.idle_seconds())
                 return True
             if not interval:

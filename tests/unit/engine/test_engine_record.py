@@ -57,7 +57,7 @@ def test_a_daemon_waits_for_containerd_and_can_be_stopped_meanwhile(
     while daemon.engine.waiting is None:
         assert time.monotonic() < deadline, "it is not told that containerd is away"
         time.sleep(0.01)
-    assert not daemon.idle()
+    assert not daemon.idle(0)
     daemon.stop()
     starting.join(60)
     assert not starting.is_alive()

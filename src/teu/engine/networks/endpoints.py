@@ -122,6 +122,16 @@ class Endpoints:
         """Whether a running container is on it."""
         return any(endpoint.network == network.id for active in self._active.values() for endpoint in active.endpoints)
 
+    def serves(self, container: Container) -> bool:
+        """Whether this process has a part in a running container's network: the resolver that it asks, the ports of the
+        host that are kept for it, or a namespace that it shares with one of that kind."""
+        mode = network_mode(container)
+        if mode.startswith("container:"):
+            other = self._containers.find(mode.removeprefix("container:"))
+            return other is None or (other.running and self.serves(other))
+        active = self._active.get(container.id)
+        return active is not None and bool(active.named or active.published or active.openings)
+
     def _event(self, network: Network, action: str, container: Container) -> None:
         attributes = {"name": network.name, "type": network.driver, "container": container.id}
         self._events.publish("network", action, network.id, attributes)

@@ -157,6 +157,7 @@ class Hub:
         self._stdin_lock = threading.Lock()
         self._stalled = False
         self._stall_seconds = STALL_SECONDS[0]
+        self._last_output = 0.0
 
     # -- a run ---------------------------------------------------------------------------------------
 
@@ -181,6 +182,17 @@ class Hub:
         """After open(), where a run begins: is there what the log is written to? Raises EngineError."""
         if self.driver is not None:
             self.driver.open()
+
+    def quiet(self, since: float) -> bool:
+        """Whether nothing is here that only this process has or can hand on: since that moment of the monotonic clock
+        no output came, all of it is logged, nothing of a line waits in a FIFO, and nobody listens."""
+
+        def look() -> bool:
+            waiting = any(stream.sent or stream.blocked for stream in self._streams)
+            there = any(_events(stream.descriptor) & select.POLLIN for stream in self._streams)
+            return not (waiting or there or self.clients or self.followers or self._last_output > since)
+
+        return self.pump.call(look)
 
     def begin(self) -> None:
         """The process has been started. What is in the FIFOs before that is a runtime's complaint."""
@@ -245,6 +257,7 @@ class Hub:
                 return
             fresh = data[stream.sent :]
             if fresh:
+                self._last_output = time.monotonic()
                 for client in tuple(self.clients):
                     client.send(stream.kind, fresh)
             stream.sent = len(data)

@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a running container needs the engine for, and how the engine leaves when none does.
+
+    its output        systemd watches the FIFOs of those that are quiet (teu.systemd.output), and starts the engine when
+                      one says something; the shim keeps what it says until then
+    its end           the shim tells containerd, which wakes the engine: exit code, restart policy, --rm
+    its names, ports  the resolver, and the ports of the host, are the engine's: it stays
+    its health        the checks are run here: it stays; so it does for further processes, and while it restarts
+    its log           a driver that sends to others has a connection, or memory, here: it stays
+
+Called by the daemon, when nobody has been connected for a while.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import TYPE_CHECKING
+
+from teu.engine.lifecycle import run
+from teu.systemd import output
+
+if TYPE_CHECKING:
+    from teu.engine.containers.model import Container
+    from teu.engine.engine import Engine
+
+log = logging.getLogger("teu.engine")
+
+# Log drivers that write to this host, and have nothing in memory.
+LOCAL_LOGS = ("journald", "json-file", "local", "none")
+
+
+def needs(engine: Engine, container: Container, seconds: float) -> str:
+    """Why a container needs the engine now, as the end of a sentence; "" where it does not. `seconds`: how long its
+    output has to have been quiet."""
+    if not container.running:
+        return ""
+    if container.state.restarting or not container.pid:
+        return "it is about to start"
+    if container.health is not None:
+        return "its health is checked"
+    if any(not execution.ended.is_set() for execution in container.execs.values()):
+        return "another process runs in it"
+    if container.log_type not in LOCAL_LOGS or container.host_config.log_config.config.get("mode") == "non-blocking":
+        return f"its log goes to {container.log_type} from here"
+    if engine.endpoints.serves(container):
+        return "its ports or its names are served"
+    if not container.hub.quiet(time.monotonic() - seconds):
+        return "its output is not quiet, or ends in the middle of a line"
+    return ""
+
+
+def idle(engine: Engine, seconds: float) -> bool:
+    """Whether no container needs the engine."""
+    return not any(needs(engine, container, seconds) for container in engine.containers.all())
+
+
+def hand_over(engine: Engine, watched: set[str]) -> bool:
+    """The engine is about to leave: systemd watches what it has read until now, but for what is watched already. False:
+    it cannot.
+
+    What is said from here on is in a FIFO, and starts the next engine as soon as this one has gone."""
+    running = [container for container in engine.containers.all() if container.running]
+    paths = [path for container in running for path in run.stdio_paths(container)[1:] if path and path not in watched]
+    if not paths:
+        return True
+    try:
+        output.watch(paths)
+    except (OSError, ValueError) as error:
+        log.warning("systemd cannot watch the output of containers: %s", error)
+        return False
+    watched.update(paths)
+    return True
+
+
+def take_back() -> None:
+    """The engine is here again, and reads the output itself. Never fails: watching on wakes who is awake."""
+    try:
+        output.unwatch()
+    except OSError as error:
+        log.warning("systemd still watches the output of containers: %s", error)
