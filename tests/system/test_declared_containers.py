@@ -143,6 +143,21 @@ def test_ready_when_it_is_healthy_and_ended_when_it_is_not(declare: Declared) ->
     assert "Notify=healthy needs a check" in journal("none.service")
 
 
+def test_what_it_says_of_itself_is_shown(declare: Declared) -> None:
+    program = f"{SPEAK}; say('READY=1\\nSTATUS=Serving 5: good'); time.sleep(1000)"
+    declare.write(
+        web_container=f'[Container]\nImage=busybox\nNotify=yes\n{HOST_PYTHON}Exec=/usr/bin/python3 -c "{program}"\n',
+        mute_container=SLEEP,
+    )
+    start("web.service")
+    start("mute.service")
+    eventually("systemd has heard it", lambda: show("web.service", "StatusText") == "Serving 5: good")
+    shown = teu("ps", "--filter", "name=systemd-web", "--format", "{{.Status}}").stdout
+    assert shown.startswith("Up ") and shown.endswith(": Serving 5: good\n")
+    assert '"StatusText":"Serving 5: good"' in teu("inspect", "-f", "{{json .State}}", "systemd-web").stdout
+    assert ":" not in teu("ps", "--filter", "name=systemd-mute", "--format", "{{.Status}}").stdout
+
+
 def test_an_unhealthy_one_is_started_again_by_the_engine_or_stopped(declare: Declared) -> None:
     check = "HealthCmd=test -e /tmp/well\nHealthInterval=1s\nHealthRetries=1\nNotify=healthy\n"
     declare.write(

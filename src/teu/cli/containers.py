@@ -138,6 +138,12 @@ def shown_mounts(container: dict[str, Any], whole: bool) -> str:
     return ",".join(name if whole else table.ellipsis(name, 15) for name in names)
 
 
+def shown_status(container: dict[str, Any]) -> str:
+    """With what a declared container says of itself (STATUS= of sd_notify(3))."""
+    text, said = str(container.get("Status") or ""), container.get("StatusText")
+    return f"{text}: {said}" if said else text
+
+
 def columns(whole: bool) -> dict[str, Callable[[Any], Any]]:
     def command(container: dict[str, Any]) -> str:
         text = container.get("Command") or ""
@@ -150,7 +156,7 @@ def columns(whole: bool) -> dict[str, Callable[[Any], Any]]:
         "CreatedAt": lambda c: units.local_time(c["Created"]),
         "RunningFor": lambda c: units.ago(c["Created"]),
         "Ports": lambda c: shown_ports(c.get("Ports")),
-        "Status": lambda c: c.get("Status") or "",
+        "Status": shown_status,
         "State": lambda c: c.get("State") or "",
         "Size": shown_size,
         "Names": lambda c: shown_names(c, whole),

@@ -26,6 +26,8 @@ BOOT_TARGET = "teu-boot.target"
 MARKER = "starts-at-boot"
 
 _UNIT = "org.freedesktop.systemd1.Unit"
+_SERVICE = "org.freedesktop.systemd1.Service"
+_SAID_SECONDS = 2.0
 _SHUTDOWN = "/org/freedesktop/systemd1/unit/shutdown_2etarget"
 _PLAIN = frozenset("0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ:_.")
 _UNIT_NAME_MAX = 255
@@ -65,8 +67,8 @@ class Marker:
             self._there = wanted
 
 
-def _property(bus: Bus, path: str, name: str) -> Any:
-    return bus.call(MANAGER[0], path, "org.freedesktop.DBus.Properties", "Get", "ss", (_UNIT, name))[0][1]
+def _property(bus: Bus, path: str, name: str, kind: str = _UNIT) -> Any:
+    return bus.call(MANAGER[0], path, "org.freedesktop.DBus.Properties", "Get", "ss", (kind, name))[0][1]
 
 
 def is_going_down() -> bool:
@@ -78,6 +80,25 @@ def is_going_down() -> bool:
             return bool(_property(bus, _SHUTDOWN, "Job")[0]) or _property(bus, _SHUTDOWN, "ActiveState") == "active"
     except OSError:
         return False
+
+
+def said(units: Iterable[str]) -> dict[str, str]:
+    """What services say of themselves (STATUS= of sd_notify(3)), by unit; those that say nothing are left out. Never
+    fails: who asks shows it beside something else."""
+    found: dict[str, str] = {}
+    try:
+        with Bus(timeout=_SAID_SECONDS) as bus:
+            for unit in units:
+                try:
+                    path = bus.call(*MANAGER, "GetUnit", "s", (unit,))[0]
+                    text = _property(bus, path, "StatusText", _SERVICE)
+                except BusError:
+                    continue  # it is not there, or none that can say something
+                if text:
+                    found[unit] = str(text)
+    except OSError:
+        pass
+    return found
 
 
 def reach(*units: str) -> None:

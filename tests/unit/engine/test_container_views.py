@@ -18,6 +18,7 @@ from teu.engine.logs import registry
 from teu.engine.networks.model import Network
 from teu.engine.networks.records import NetworkRecord
 from teu.engine.views import containers, system
+from teu.systemd import host
 
 
 def away(*_: Any) -> Any:
@@ -103,3 +104,26 @@ def test_info_counts_and_names_the_drivers(engine: Engine) -> None:
     old = system.info(engine, (1, 24))
     assert old["ExecutionDriver"] == "<not supported>"
     assert not any("name=" in entry for entry in old["SecurityOptions"])
+
+
+def test_what_a_declared_container_says_is_shown(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[set[str]] = []
+
+    def said(units: set[str]) -> dict[str, str]:
+        asked.append(units)
+        return {"db.service": "Serving 5", "mute.service": "Running"}
+
+    monkeypatch.setattr(host, "said", said)
+    assert all("StatusText" not in row for row in containers.summaries(engine, True, 0, False, {}))
+    assert not asked, "systemd is asked of declared ones alone"
+    for name in ("db", "mute", "ended"):
+        made = parts.container(engine, name, {"Labels": {"io.teu.unit": f"{name}.service"}})
+        made.started_once = True
+        if name != "ended":
+            made.state.runs(1, timestamp())
+    rows = {row["Names"][0]: row.get("StatusText") for row in containers.summaries(engine, True, 0, False, {})}  # type: ignore[index]
+    assert rows["/db"] == "Serving 5" and not rows["/mute"] and not rows["/ended"]
+    assert asked == [{"db.service", "mute.service"}]
+    shown = containers.inspect(engine, engine.containers.get("db"), False)
+    assert shown["State"]["StatusText"] == "Serving 5"  # type: ignore[index]
+    assert "StatusText" not in containers.inspect(engine, engine.containers.get("mute"), False)["State"]  # type: ignore[operator]

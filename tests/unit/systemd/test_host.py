@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from teu.systemd import host
+from teu.systemd.bus import BusError
 
 # As systemd-escape --path --suffix=mount says.
 NAMES = (
@@ -78,3 +79,34 @@ def test_marker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "state").mkdir()
     host.Marker(str(tmp_path)).put(True)
     assert (tmp_path / "state" / host.MARKER).exists() and not (tmp_path / host.MARKER).exists()
+
+
+class Answers:
+    """A bus on which one service says something, one nothing, and one is none."""
+
+    def __init__(self, timeout: float) -> None: ...
+
+    def __enter__(self) -> Answers:
+        return self
+
+    def __exit__(self, *exc: object) -> None: ...
+
+    def call(self, *words: object) -> list[object]:
+        if words[3] == "GetUnit":
+            (name,) = words[5]  # type: ignore[misc]
+            if name == "none.service":
+                raise BusError("org.freedesktop.systemd1.NoSuchUnit", "")
+            return [name]
+        assert words[5] == ("org.freedesktop.systemd1.Service", "StatusText")
+        return [("s", "Serving" if words[1] == "web.service" else "")]
+
+
+def test_what_services_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host, "Bus", Answers)
+    assert host.said(["none.service", "web.service", "mute.service"]) == {"web.service": "Serving"}
+
+    def away(timeout: float) -> Answers:
+        raise ConnectionRefusedError
+
+    monkeypatch.setattr(host, "Bus", away)
+    assert host.said(["web.service"]) == {}

@@ -24,6 +24,7 @@ from teu.engine.logs.jsonfile import log_path
 from teu.engine.networks.ports import canonical
 from teu.engine.spec import build
 from teu.oci.humantime import human_duration
+from teu.systemd import host
 
 if TYPE_CHECKING:
     from teu.engine.engine import Engine
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("teu.engine")
 
 NAMES_SECONDS = 5.0
+UNIT_LABEL = "io.teu.unit"  # teu-unit gives it: the unit of a declared container
+UNIT_WORDS = ("Running", "Healthy", "Unhealthy")  # what teu-unit says itself, and the state tells already
 STATES = ("created", "restarting", "running", "removing", "paused", "exited", "dead")
 FILTERS = {
     "ancestor",
@@ -184,6 +187,14 @@ def _listed(container: Container, image: str, names: Iterable[str]) -> dict[str,
         }
 
 
+def unit_texts(containers: Iterable[Container]) -> dict[str, str]:
+    """By container's id what the units of declared ones say of themselves, STATUS= of sd_notify(3). Docker has no such
+    field, and it is there where something was said."""
+    units = {one.id: unit for one in containers if one.running and (unit := one.labels.get(UNIT_LABEL))}
+    texts = host.said(set(units.values())) if units else {}
+    return {one: texts[unit] for one, unit in units.items() if texts.get(unit, "") not in ("", *UNIT_WORDS)}
+
+
 def _quoted(word: str) -> str:
     return f"'{word}'" if " " in word else word
 
@@ -204,6 +215,10 @@ def summaries(
     images = _ImageNames(engine)
     linked = engine.endpoints.links.other_names()
     result = [_listed(container, images.shown(container), linked.get(container.id, ())) for container in found]
+    texts = unit_texts(found)
+    for entry, container in zip(result, found, strict=True):
+        if container.id in texts:
+            entry["StatusText"] = texts[container.id]
     if with_size:
         for entry, container in zip(result, found, strict=True):
             entry.update(_sizes(engine, container))
@@ -380,13 +395,14 @@ def inspect(engine: Engine, container: Container, with_size: bool) -> dict[str, 
     def file(name: str) -> str:
         return f"{directory}/{name}" if os.path.exists(f"{directory}/{name}") else ""
 
+    said = unit_texts([container])
     log_file = log_path(directory, container.id, "json-file") if container.log_type == "json-file" else ""
     return {
         "Id": container.id,
         "Created": container.created,
         "Path": container.path,
         "Args": container.args,
-        "State": state(container),
+        "State": state(container) | ({"StatusText": said[container.id]} if said else {}),
         "Image": container.image_id,
         "ResolvConfPath": file("resolv.conf"),
         "HostnamePath": file("hostname"),
