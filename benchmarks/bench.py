@@ -140,6 +140,54 @@ def bench_memory() -> Iterator[Row]:
     remove_all()
 
 
+QUIET = 20
+# What of each engine runs beside the containers' own processes.
+BESIDE = {
+    "teu": ("teud", "teu-containerd", "containerd-shim-teu-v2"),
+    "docker": ("dockerd", "containerd", "containerd-shim-runc-v2", "docker-proxy"),
+    "podman": ("podman", "conmon", "netavark", "aardvark-dns"),
+}
+IDLE_DROP_INS = (Path("/etc/teu/teud.yaml.d/quiet.yaml"), Path("/etc/teu/containerd.yaml.d/quiet.yaml"))
+LEAVE_SECONDS = 60
+
+
+def bench_quiet() -> Iterator[Row]:
+    """What a host pays for containers that say nothing while no client is there: our daemons leave, podman has none."""
+    remove_all()
+    saved = Path("/var/lib/teu-bench-image.tar")
+    run(["teu", "save", "-o", str(saved), IMAGE])
+    run(["podman", "load", "-i", str(saved)])
+    saved.unlink()
+    for path in IDLE_DROP_INS:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("idle-exit: 2s\n")
+    memory = Row(f"{QUIET} quiet containers and no client: memory", "MiB", note="proportional, beside the containers'")
+    count = Row(f"{QUIET} quiet containers and no client: processes", "", note="beside the containers'")
+    commands = {**ENGINES, "podman": ["podman"]}
+    try:
+        run(["systemctl", "restart", "teud.service", "teu-containerd.service"])
+        for cmd in commands.values():
+            for i in range(QUIET):
+                run([*cmd, "run", "-d", "--network", "host", "--name", f"q{i}", IMAGE, "sleep", "3600"])
+        deadline = time.monotonic() + LEAVE_SECONDS
+        while pids_named("teud") or pids_named("teu-containerd"):
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"teud or teu-containerd is still there after {LEAVE_SECONDS} s")
+            time.sleep(0.5)
+        for who, words in BESIDE.items():
+            pids = {pid for word in words for pid in pids_named(word)}
+            memory.samples[who] = [sum(rollup(pid, "Pss") for pid in pids) / 1024]
+            count.samples[who] = [float(len(pids))]
+        yield memory
+        yield count
+    finally:
+        for path in IDLE_DROP_INS:
+            path.unlink(missing_ok=True)
+        run(["systemctl", "restart", "teud.service", "teu-containerd.service"])
+        remove_all()
+        run(["podman", "rm", "-f", "-t", "0", *(f"q{i}" for i in range(QUIET))])
+
+
 def bench_tasks(rounds: int) -> Iterator[Row]:
     import tasks
 
@@ -473,6 +521,7 @@ GROUPS: dict[str, Callable[[int], Iterator[Row]]] = {
     "detached": bench_detached,
     "exec": bench_exec,
     "memory": lambda _: bench_memory(),
+    "quiet": lambda _: bench_quiet(),
     "tasks": bench_tasks,
     "crowd": lambda _: bench_crowd(),
     "logs": lambda _: bench_logs(200, 3),
