@@ -7,6 +7,7 @@ import contextlib
 import json
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import images
@@ -125,3 +126,46 @@ def test_dockerd_says_that_it_cannot() -> None:
         done = teu("-H", docker.host, "update", "--env", "A=1", "fixed", check=False)
         assert done.returncode
         assert "--env: the daemon is not teud" in done.stderr
+
+
+def test_mounts(web: str, tmp_path: Path) -> None:
+    """They come and go in a container that runs, and are there at its next start as well."""
+    (tmp_path / "file").write_text("of the host")
+    before = seen()["State"]["Pid"]
+    volume = "changing-data"
+    try:
+        teu("update", "--mount", f"type=bind,source={tmp_path},target=/new/deep,readonly", web)
+        teu("update", "--mount", f"type=volume,source={volume},target=/data", web)
+        assert out("teu", "exec", web, "cat", "/new/deep/file") == "of the host"
+        assert teu("exec", web, "touch", "/new/deep/x", check=False).returncode
+        assert teu("exec", web, "touch", "/data/kept").returncode == 0
+        assert call("findmnt", "/new/deep", check=False).returncode, "the host does not see it"
+        assert {mount["Destination"] for mount in seen()["Mounts"]} == {"/new/deep", "/data"}
+        teu("restart", "-t", "0", web)
+        assert out("teu", "exec", web, "ls", "/data") == "kept"
+        teu("update", "--unmount", "/new/deep", web)
+        assert out("teu", "exec", web, "ls", "/new/deep") == ""
+        assert seen()["State"]["Pid"] != before and [one["Destination"] for one in seen()["Mounts"]] == ["/data"]
+        # A volume is in use as long as it is mounted, and no longer.
+        assert teu("volume", "rm", volume, check=False).returncode
+        teu("update", "--unmount", "/data", web)
+        teu("volume", "rm", volume)
+    finally:
+        teu("volume", "rm", "-f", volume, check=False)
+
+
+def test_a_link_in_the_container_leads_nowhere_else(web: str, tmp_path: Path) -> None:
+    """The place of a mount is looked up in the container's own root."""
+    teu("exec", web, "ln", "-s", str(tmp_path), "/way")
+    (tmp_path / "file").write_text("x")
+    teu("update", "--mount", f"type=bind,source={tmp_path},target=/way/there", web)
+    assert not (tmp_path / "there").exists()
+    assert out("teu", "exec", web, "cat", f"{tmp_path}/there/file") == "x"
+
+
+def test_a_mount_that_cannot_be_leaves_nothing(web: str, tmp_path: Path) -> None:
+    done = teu("update", "--mount", f"type=bind,source={tmp_path},target=/bin/busybox", web, check=False)
+    assert done.returncode == 1 and "of another kind" in done.stderr
+    done = teu("update", "--mount", "type=tmpfs,target=/t", web, check=False)
+    assert done.returncode == 1 and "stop it first" in done.stderr
+    assert seen()["Mounts"] == [] and not seen()["HostConfig"].get("Mounts")

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """`update`: other limits and another restart policy for containers that exist; of a teud also other published ports,
-another health check, and another environment from the next start on."""
+other mounts, another health check, and another environment from the next start on."""
 
 from __future__ import annotations
 
 from teu.cli.command import Cli, Command
-from teu.cli.createspec import environment, health, publish, restart_policy
+from teu.cli.createspec import environment, health, mount, publish, restart_policy
 from teu.cli.errors import APIError, CommandError
 from teu.cli.options import Options
 
@@ -37,9 +37,10 @@ HEALTH: tuple[str, ...] = (
 )
 HEALTH += ("health-timeout", "no-healthcheck")
 PORTS = ("publish", "unpublish")
+MOUNTS = ("mount", "unmount")
 VARIABLES = ("env", "env-file", "unsetenv")
 # What docker's API has no request for: the daemon has to be a teud.
-BEYOND = frozenset((*HEALTH, *PORTS, *VARIABLES))
+BEYOND = frozenset((*HEALTH, *PORTS, *MOUNTS, *VARIABLES))
 
 
 def change(cli: Cli, options: Options, name: str) -> list[str]:
@@ -56,6 +57,8 @@ def change(cli: Cli, options: Options, name: str) -> list[str]:
         )
     if changed & {*PORTS}:
         body["PortBindings"] = bindings(found["HostConfig"].get("PortBindings") or {}, options)
+    if changed & {*MOUNTS}:
+        body |= mounts(found["HostConfig"], options)
     try:
         answer = cli.client.call("POST", f"/containers/{name}/change", None, body)
     except APIError as error:
@@ -92,6 +95,20 @@ def bindings(known: dict[str, Any], options: Options) -> dict[str, Any]:
     for port, entries in publish(options["publish"])[1].items():
         after.setdefault(port, []).extend(entry for entry in entries if entry not in after.get(port, ()))
     return after
+
+
+def mounts(known: dict[str, Any], options: Options) -> dict[str, Any]:
+    """All mounts, and all binds where one of those is to go."""
+    after, binds = list(known.get("Mounts") or ()), list(known.get("Binds") or ())
+    for path in options["unmount"]:
+        place = path.rstrip("/") or "/"
+        kept = [one for one in after if str(one.get("Target")).rstrip("/") != place]
+        kept_binds = [text for text in binds if (text.split(":") + [text])[1].rstrip("/") != place]
+        if len(kept) + len(kept_binds) == len(after) + len(binds):
+            raise CommandError(f"--unmount {path}: nothing that was asked for is mounted there")
+        after, binds = kept, kept_binds
+    body: dict[str, Any] = {"Mounts": after + [mount(text) for text in options["mount"]]}
+    return body if binds == (known.get("Binds") or []) else {**body, "Binds": binds}
 
 
 def update(cli: Cli, options: Options, operands: list[str]) -> int:
@@ -152,10 +169,12 @@ COMMANDS = {
 -m --memory              bytes    Most memory the container may use
    --memory-reservation  bytes    Memory that is protected while the host is short of it
    --memory-swap         swap     Most memory and swap together, -1 for no limit on swap
+   --mount               mount    Mount something in it as well, as with teu run; at once, if it runs
    --no-healthcheck      bool     Do not check its health any more
    --pids-limit          int      Most processes, -1 for no limit
 -p --publish             list     Publish a further port to the host
    --restart             string   When to restart it: no, on-failure[:MOST], always or unless-stopped
+   --unmount             list     Take away what is mounted at this path; at once, if it runs
    --unpublish           list     Publish a port of the container no more, as 80/tcp
    --unsetenv            list     Take an environment variable away from the next start on
 """,

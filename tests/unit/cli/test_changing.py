@@ -104,6 +104,17 @@ def test_update_of_what_docker_has_no_request_for(daemon: Any, teu: Callable[...
             "443/tcp": [{"HostIp": "", "HostPort": "8443"}],
         }
     }
+    mounts = [{"Type": "volume", "Source": "data", "Target": "/data"}]
+    host = {"Mounts": mounts, "Binds": ["/srv:/srv:ro", "/x"]}
+    daemon.on("GET", "/containers/b/json", {"Config": {}, "HostConfig": host})
+    daemon.on("POST", "/containers/b/change", {"Warnings": []})
+    teu("update", "--mount", "type=bind,source=/a,target=/b,readonly", "b")
+    bound = {"Type": "bind", "Source": "/a", "Target": "/b", "ReadOnly": True}
+    assert daemon.last.body == {"Mounts": [*mounts, bound]}
+    teu("update", "--unmount", "/srv/", "--unmount", "/data", "b")
+    assert daemon.last.body == {"Mounts": [], "Binds": ["/x"]}
+    assert "nothing that was asked for is mounted there" in teu("update", "--unmount", "/y", "b").err
+    assert "target is required" in teu("update", "--mount", "type=bind,source=/a", "b").err
     teu("update", "--no-healthcheck", "a")
     assert daemon.last.body == {"Healthcheck": {"Test": ["NONE"]}}
     assert "port 81/tcp is not published" in teu("update", "--unpublish", "81", "a").err

@@ -382,8 +382,10 @@ UPDATE = Object(
 # Docker has no such request (lifecycle/change.py). Read as what is given, which replaces what was.
 CHANGE = Object(
     {
+        "Binds": WORD_LIST,
         "Env": WORD_LIST,
         "Healthcheck": HEALTH,
+        "Mounts": ListOf(RecordOf(Mount)),
         "PortBindings": MapOf(ListOf(RecordOf(PortBinding)), in_order=True),
     }
 )

@@ -228,7 +228,7 @@ def _stopped(engine: Engine, container: Container, readonly: bool) -> int:
         points = []
         for point in sorted(container.mounts, key=lambda point: point.destination.count("/")):
             if point.type in ("bind", "volume"):
-                tree = _source(engine, container, point)
+                tree = source_tree(engine, container, point)
                 if tree >= 0:
                     sources.callback(os.close, tree)
                     points.append((point.destination, tree))
@@ -285,7 +285,7 @@ def _assembled(place: str, mounts: list[mount_pb2.Mount], access: str, points: l
         return open_tree(-1, target, recursive=True)
 
 
-def _source(engine: Engine, container: Container, point: MountPoint) -> int:
+def source_tree(engine: Engine, container: Container, point: MountPoint) -> int:
     """What a mount point shows, as a detached mount with the access that it gives; -1: there is nothing.
 
     It is found in the host's own mounts, where a volume with options is mounted for that moment."""

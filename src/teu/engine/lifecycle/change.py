@@ -1,25 +1,35 @@
 # SPDX-License-Identifier: Apache-2.0
 """`POST /containers/{name}/change`, which docker does not have: what else of a container is changed without making it
-anew. Published ports and health checks at once, where it runs; the environment from its next start on.
+anew. Published ports, mounts and health checks at once, where it runs; the environment from its next start on.
 
-What is given replaces the whole of what was: PortBindings, Healthcheck, Env. Called by the route.
+What is given replaces the whole of what was: PortBindings, Mounts, Binds, Healthcheck, Env. Called by the route.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+import contextlib
+import logging
+import posixpath
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, ParamSpec
 
 from teu.engine.containers import health_rules, hostconfig
-from teu.engine.core.errors import BadRequest, Conflict
+from teu.engine.core.errors import BadRequest, Conflict, EngineError
 from teu.engine.core.fields import Config, HealthCheck, HostConfig
+from teu.engine.files import live, rootfs
 from teu.engine.lifecycle import health, run
 from teu.engine.networks import ports
 from teu.engine.networks.model import network_mode
+from teu.engine.spec import mounts
 
 if TYPE_CHECKING:
     from teu.engine.containers.model import Container
+    from teu.engine.containers.state import MountPoint
     from teu.engine.engine import Engine
+
+log = logging.getLogger("teu.engine")
+
+Given = ParamSpec("Given")
 
 
 def change(engine: Engine, container: Container, body: Mapping[str, object]) -> list[str]:
@@ -37,11 +47,20 @@ def change(engine: Engine, container: Container, body: Mapping[str, object]) -> 
                 warnings.append(f"container {container.name} runs: its environment is another from its next start on")
         if "Healthcheck" in body:
             _health(config, host, body["Healthcheck"])
+        mounted = None
+        if "Mounts" in body or "Binds" in body:
+            host.mounts = _list(body["Mounts"]) if "Mounts" in body else host.mounts
+            host.binds = _list(body["Binds"]) if "Binds" in body else host.binds
+            mounted = _mounts(engine, container, host)
         if "PortBindings" in body:
             _ports(container, config, host, body["PortBindings"])
             engine.endpoints.publish_anew(container, config, host)
         container.config, container.host_config = config, host
+        if mounted is not None:
+            container.mounts, gone = mounted
         container.save()
+        if mounted is not None:
+            engine.volumes.release_mounts(container.id, gone, False)
         if "Healthcheck" in body and container.running:
             health.stop(container)
             container.state.health = None
@@ -49,6 +68,76 @@ def change(engine: Engine, container: Container, body: Mapping[str, object]) -> 
             container.save(durable=False)
     container.event("update")
     return warnings
+
+
+def _list(given: object) -> list[Any]:
+    return given if isinstance(given, list) else []
+
+
+def _mounts(engine: Engine, container: Container, host: HostConfig) -> tuple[list[MountPoint], list[MountPoint]]:
+    """Mount and unmount what is new and what is no more, at once where it runs: the container's mount points, and those
+    that it has no more. Raises BadRequest, Conflict, EngineError; the container is as it was then."""
+    before = [*(container.host_config.binds or ()), *(container.host_config.mounts or ())]
+    after = [*(host.binds or ()), *(host.mounts or ())]
+    fresh = [asked for asked in after if asked not in before]
+    gone = {mounts.place(asked) for asked in before if asked not in after}
+    left = [point for point in container.mounts if point.destination not in gone]
+    removed = [point for point in container.mounts if point.destination in gone]
+    taken = {point.destination for point in left} | {posixpath.normpath(path) for path in host.tmpfs or ()}
+    for asked in fresh:
+        place = mounts.place(asked)
+        if place in taken:
+            raise BadRequest(f"Duplicate mount point: {place}")
+        if container.running and place in gone:
+            raise BadRequest(f"{place} is mounted in a container that runs: unmount it first, and mount then")
+        taken.add(place)
+    for place in gone if container.running else ():
+        below = sorted(other for other in taken if other.startswith(f"{place}/"))
+        if below:
+            raise BadRequest(f"{below[0]} is mounted below {place}, and would go with it: unmount that first")
+    points: list[MountPoint] = []
+    with contextlib.ExitStack() as undo:
+        undo.callback(lambda: engine.volumes.release_mounts(container.id, _unused(points, left), True))
+        with engine.volumes.promised(container.id):
+            for asked in fresh:
+                points.append(mounts.one(engine, container, asked))
+                if points[-1].type == "bind":
+                    rootfs.check_source(points[-1].source, points[-1].options.create, "bind")
+                if container.running:
+                    _mount_now(engine, container, points[-1], taken)
+                    undo.callback(_try, live.detach, container, points[-1].destination)
+            for point in removed if container.running else ():
+                live.detach(container, point.destination)
+                undo.callback(_try, live.attach, engine, container, point)
+        undo.pop_all()
+    return left + points, _unused(removed, left + points)
+
+
+def _unused(gone: list[MountPoint], there: list[MountPoint]) -> list[MountPoint]:
+    """Those whose volume is at no other place of the container."""
+    names = {point.name for point in there}
+    return [point for point in gone if point.name not in names]
+
+
+def _try(function: Callable[Given, object], *arguments: Given.args, **named: Given.kwargs) -> None:
+    """On the way back: what cannot be mended is told, and the first error is what the client gets."""
+    try:
+        function(*arguments, **named)
+    except EngineError as error:
+        log.warning("a change that failed could not be undone: %s", error)
+
+
+def _mount_now(engine: Engine, container: Container, point: MountPoint, taken: set[str]) -> None:
+    if point.type == "tmpfs":
+        raise BadRequest(f"a tmpfs ({point.destination}) cannot be given to a container that runs: stop it first")
+    if point.propagation not in ("", "private", "rprivate"):
+        raise BadRequest(f"{point.source}: a container that runs gets mounts of the propagation rprivate alone")
+    hidden = sorted(other for other in taken if other.startswith(f"{point.destination}/"))
+    if hidden:
+        raise BadRequest(f"{point.destination} would hide {hidden[0]}, which is mounted: stop the container first")
+    if point.type == "volume":
+        engine.volumes.mount(point.name or "", container.id)
+    live.attach(engine, container, point)
 
 
 def _environment(config: Config, given: object) -> None:

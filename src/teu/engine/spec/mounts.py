@@ -130,6 +130,22 @@ def collect(engine: Engine, container: Container, deep: bool = True) -> list[Mou
     return list(points.values())
 
 
+def one(engine: Engine, container: Container, asked: Mount | str) -> MountPoint:
+    """The mount point of one of HostConfig's Mounts or Binds; its volume is made. Raises BadRequest, Conflict."""
+    point = _from_bind(engine, container, asked) if isinstance(asked, str) else _from_mount(engine, container, asked)
+    if not point.rw and point.type != "tmpfs":
+        point.options.shallow = bool(point.options.shallow)
+    return point
+
+
+def place(asked: Mount | str) -> str:
+    """Where one of HostConfig's Mounts or Binds is, in the container."""
+    if not isinstance(asked, str):
+        return posixpath.normpath(asked.target or "/")
+    parts = asked.split(":")
+    return posixpath.normpath(parts[0] if len(parts) == 1 else parts[1])
+
+
 def _anonymous(engine: Engine, container: Container, destination: str) -> MountPoint:
     volume = engine.volumes.ensure(None, container_id=container.id)
     return _volume(volume, destination, "", True, MountOptions(copy_image=True, anonymous=True))

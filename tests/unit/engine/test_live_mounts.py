@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Mounts of a container that runs, with a process in a mount namespace of its own as the container."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import engine_parts as parts
+import pytest
+
+from teu.engine.containers import proc
+from teu.engine.containers.model import Container
+from teu.engine.containers.state import MountOptions, MountPoint
+from teu.engine.core import fields
+from teu.engine.core.errors import BadRequest, Conflict, EngineError
+from teu.engine.core.times import timestamp
+from teu.engine.engine import Engine
+from teu.engine.files import live
+from teu.engine.lifecycle import change
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="mounts need root")
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Iterator[Engine]:
+    made = parts.engine(tmp_path)
+    made.pump.start()
+    yield made
+    made.pump.stop()
+
+
+@pytest.fixture
+def box(engine: Engine, tmp_path: Path) -> Iterator[Container]:
+    """A container whose root is a folder of the test's, bound on itself in a namespace of its own."""
+    root = tmp_path / "root"
+    (root / "dir").mkdir(parents=True)
+    script = f"mount --bind {root} {root} && cd {root} && mount --make-private {root} && echo ready && exec sleep 60"
+    with subprocess.Popen(
+        ["unshare", "--mount", "--propagation=private", "sh", "-c", script], stdout=subprocess.PIPE
+    ) as child:
+        assert child.stdout is not None
+        if child.stdout.readline() != b"ready\n":
+            pytest.skip("this machine lets nobody mount")
+        container = parts.container(engine, "box")
+        Path(container.directory).mkdir(parents=True, exist_ok=True)
+        container.state.runs(child.pid, timestamp())
+        container.pid_started = proc.started(child.pid)
+        yield container
+        child.kill()
+
+
+def inside(container: Container, path: str) -> Path:
+    return Path(f"/proc/{container.pid}/root{path}")
+
+
+def bound(source: Path, destination: str, **more: Any) -> MountPoint:
+    return MountPoint(type="bind", source=str(source), destination=destination, options=MountOptions(), **more)
+
+
+def mounted_at(container: Container, path: str) -> bool:
+    table = Path(f"/proc/{container.pid}/mountinfo").read_text()
+    return any(line.split()[4] == path for line in table.splitlines())
+
+
+def test_a_folder_and_a_file_come_and_go(engine: Engine, box: Container, tmp_path: Path) -> None:
+    (tmp_path / "given").mkdir()
+    (tmp_path / "given/file").write_text("from the host")
+    base = str(tmp_path / "new")
+    for source, place in ((tmp_path / "given", f"{base}/deep"), (tmp_path / "given/file", f"{base}/one")):
+        live.attach(engine, box, bound(source, place))
+        assert mounted_at(box, place) and not os.path.ismount(place), "it is seen in the container alone"
+        seen = inside(box, place)
+        assert (seen / "file" if seen.is_dir() else seen).read_text() == "from the host"
+        live.detach(box, place)
+        assert not mounted_at(box, place)
+        live.detach(box, place)  # twice is fine
+
+
+def test_a_read_only_one_cannot_be_written(engine: Engine, box: Container, tmp_path: Path) -> None:
+    (tmp_path / "given").mkdir()
+    place = str(tmp_path / "place")
+    live.attach(engine, box, bound(tmp_path / "given", place, rw=False))
+    with pytest.raises(OSError, match="Read-only"):
+        (inside(box, place) / "x").write_text("")
+
+
+def test_what_cannot_be_is_told(engine: Engine, box: Container, tmp_path: Path) -> None:
+    (tmp_path / "given").mkdir()
+    (tmp_path / "plain").write_text("")
+    with pytest.raises(EngineError, match="of another kind"):
+        live.attach(engine, box, bound(tmp_path / "given", str(tmp_path / "plain")))
+    with pytest.raises(EngineError, match="nothing to be mounted"):
+        live.attach(engine, box, bound(tmp_path / "none", str(tmp_path / "place")))
+    box.pid_started += 1
+    with pytest.raises(Conflict, match="has ended"):
+        live.attach(engine, box, bound(tmp_path / "given", str(tmp_path / "place")))
+
+
+def asked(source: Path, target: str, **more: Any) -> fields.Mount:
+    return fields.Mount(type="bind", source=str(source), target=target, **more)
+
+
+def test_a_change_is_in_the_record_and_in_the_container(engine: Engine, box: Container, tmp_path: Path) -> None:
+    (tmp_path / "given").mkdir()
+    place = str(tmp_path / "place")
+    change.change(engine, box, {"Mounts": [asked(tmp_path / "given", place)]})
+    assert mounted_at(box, place) and [point.destination for point in box.mounts] == [place]
+    assert [one.target for one in box.host_config.mounts or ()] == [place]
+    change.change(engine, box, {"Mounts": []})
+    assert not mounted_at(box, place) and box.mounts == [] and not box.host_config.mounts
+
+
+def test_a_change_that_fails_changes_nothing(engine: Engine, box: Container, tmp_path: Path) -> None:
+    (tmp_path / "given").mkdir()
+    (tmp_path / "plain").write_text("")
+    place = str(tmp_path / "place")
+    wanted = [asked(tmp_path / "given", place), asked(tmp_path / "given", str(tmp_path / "plain"))]
+    with pytest.raises(EngineError, match="of another kind"):
+        change.change(engine, box, {"Mounts": wanted})
+    assert not mounted_at(box, place) and box.mounts == [] and not box.host_config.mounts
+
+
+def test_places_do_not_hide_each_other(engine: Engine, box: Container, tmp_path: Path) -> None:
+    (tmp_path / "given/b").mkdir(parents=True)
+    outer, inner = str(tmp_path / "a"), str(tmp_path / "a/b")
+    one, two = asked(tmp_path / "given", outer), asked(tmp_path / "given", inner)
+    change.change(engine, box, {"Mounts": [two]})
+    with pytest.raises(BadRequest, match="would hide"):
+        change.change(engine, box, {"Mounts": [two, one]})
+    change.change(engine, box, {"Mounts": []})
+    change.change(engine, box, {"Mounts": [one]})
+    change.change(engine, box, {"Mounts": [one, two]})
+    with pytest.raises(BadRequest, match="would go with it"):
+        change.change(engine, box, {"Mounts": [two]})
+    with pytest.raises(BadRequest, match="Duplicate"):
+        change.change(engine, box, {"Mounts": [one, two, asked(tmp_path / "given", outer, read_only=True)]})
+    with pytest.raises(BadRequest, match="tmpfs"):
+        change.change(engine, box, {"Mounts": [one, two, fields.Mount(type="tmpfs", target="/t")]})
+
+
+def test_a_container_that_rests_is_changed_in_the_record(engine: Engine, tmp_path: Path) -> None:
+    (tmp_path / "given").mkdir()
+    rests = parts.container(engine, "rests", Binds=[f"{tmp_path}/given:/old"])
+    rests.mounts = [bound(tmp_path / "given", "/old")]
+    change.change(engine, rests, {"Binds": [], "Mounts": [asked(tmp_path / "given", "/new")]})
+    assert [point.destination for point in rests.mounts] == ["/new"] and rests.host_config.binds == []
