@@ -176,6 +176,12 @@ def test_an_unhealthy_one_is_started_again_by_the_engine_or_stopped(declare: Dec
     eventually("the engine has started it again", lambda: pid_of("systemd-again") not in (0, first))
     assert (state("again.service"), main_pid("again.service")) == ("active", main)
     assert cgroup_of(pid_of("systemd-again")).startswith("/system.slice/again.service/")
+    # A restart by hand is no end of the unit either.
+    second = pid_of("systemd-again")
+    teu("restart", "systemd-again")
+    eventually("it runs again", lambda: pid_of("systemd-again") not in (0, second))
+    time.sleep(1.5)
+    assert (state("again.service"), main_pid("again.service")) == ("active", main)
     call("systemctl", "stop", "again.service")
     assert show("again.service", "Result") == "success"
 

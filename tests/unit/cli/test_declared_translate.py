@@ -68,7 +68,7 @@ def refused(folder: Path, lines: str, more: str = "") -> str:
         ),
         ("HealthCmd=none", ["--no-healthcheck"]),
         ("HealthTimeout=1s\nHealthStartPeriod=2s", ["--health-timeout=1s", "--health-start-period=2s"]),
-        ("HealthOnFailure=kill\nHealthLogDestination=local", ["--health-action=kill"]),
+        ("HealthOnFailure=kill\nHealthLogDestination=local", ["--health-on-failure=kill"]),
         ("HostName=h\nIP=1.2.3.4\nIP6=::1", ["--hostname=h", "--ip=1.2.3.4", "--ip6=::1"]),
         ("HttpProxy=yes", ["--http-proxy"]),
         ("Label=a=1 b=2", ["--label=a=1", "--label=b=2"]),

@@ -7,6 +7,7 @@ import os
 import select
 import socket
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -250,15 +251,35 @@ def test_the_end_is_seen_without_the_daemon(tmp_path: Path) -> None:
     assert found.process == -1 and not found.has_check
 
 
-def test_health_is_ready_and_is_acted_on(daemon: Daemon, tmp_path: Path, manager: socket.socket) -> None:
-    daemon.on("POST", "/containers/web/kill")
-    found = watching(tmp_path, "--notify=healthy", "--health-action=kill")
+def test_health_is_told_and_the_engine_acts(daemon: Daemon, tmp_path: Path, manager: socket.socket) -> None:
+    found = watching(tmp_path, "--notify=healthy", "--health-on-failure=kill")
     found._heard("starting")
     found._heard("healthy")
     assert manager.recv(4096) == b"READY=1\nSTATUS=Healthy"
     found._heard("unhealthy")
     assert manager.recv(4096) == b"STATUS=Unhealthy"
-    assert daemon.calls()[-1] == "POST /containers/web/kill"
+    assert daemon.calls() == []
+    assert request("--health-cmd=x", "--health-on-failure=kill")["HostConfig"]["Annotations"] == {
+        "io.teu.health-on-failure": "kill"
+    }
+
+
+def test_an_end_that_is_none_is_followed(daemon: Daemon, tmp_path: Path) -> None:
+    """The engine has started the container again: its next process is the one to wait for."""
+    daemon.on("POST", "/containers/web/wait", Later(lambda: time.sleep(0.5) or {}))
+    found = watching(tmp_path)
+    found._open_end()
+    daemon.on("GET", "/containers/web/json", {"State": {"Running": False}})
+    found._follow_again()
+    assert found.end is not None and found.process < 0
+    with subprocess.Popen(["sleep", "60"]) as child:
+        found.id = Path(f"/proc/{child.pid}/cgroup").read_text().rpartition("::")[2].strip()
+        daemon.on("GET", "/containers/web/json", {"State": {"Running": True, "Pid": child.pid}})
+        found._follow_again()
+        assert found.end is None and found.process >= 0
+        child.kill()
+    os.close(found.process)
+    assert [one.query for one in daemon.requests if one.path.endswith("/wait")] == [{"condition": "ended"}]
 
 
 def test_the_watchdog_is_fed_while_the_check_is_well(

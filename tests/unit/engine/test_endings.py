@@ -15,6 +15,7 @@ import pytest
 
 from teu.engine.backend import tasks
 from teu.engine.containers.model import Container
+from teu.engine.core.errors import EngineError
 from teu.engine.core.times import timestamp
 from teu.engine.engine import Engine
 from teu.engine.lifecycle import run
@@ -112,3 +113,24 @@ def test_a_paused_container_is_resumed_to_be_stopped(
     container.state.paused = True
     run.stop(engine, container, timeout=0)
     assert asked == [(name, engine.containerd, container.id) for name in ("kill", "resume")]
+
+
+def test_a_restart_is_no_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who waits for the end is not told of one that the engine itself makes up for, until that has failed."""
+    engine = engine_parts.engine(tmp_path)
+    container = running(engine)
+    seen: list[int] = []
+
+    def stopped(*_: object) -> None:
+        container.state.ends(0, timestamp(), False)
+        seen.append(container.comes_back)
+
+    def not_started(*_: object) -> None:
+        seen.append(container.comes_back)
+        raise EngineError("the image is gone")
+
+    monkeypatch.setattr(run, "stop", stopped)
+    monkeypatch.setattr(run, "start", not_started)
+    with pytest.raises(EngineError):
+        run.restart(engine, container, None)
+    assert seen == [1, 1] and container.comes_back == 0

@@ -381,7 +381,7 @@ def _health(t: Translation, command: Command) -> None:
     if action:
         if action.value not in ("none", "kill", "restart", "stop"):
             raise action.problem(f"HealthOnFailure={action.value}: give none, kill, restart or stop")
-        command.add(f"--health-action={action.value}")
+        command.add(f"--health-on-failure={action.value}")
 
 
 def _user(t: Translation, command: Command) -> None:

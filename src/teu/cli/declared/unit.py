@@ -42,7 +42,6 @@ else:
 OWN = """
    --device-if-there   list        Give access to a device if the host has it
    --env-host          bool        Copy the unit's environment
-   --health-action     string=none What to do with an unhealthy container: none, kill, restart or stop
    --http-proxy        bool        Copy the proxy variables of the unit's environment
    --mask              list        Hide these paths as well, between colons
    --notify            string=started  Ready when it is started, healthy, or says so (container)

@@ -42,6 +42,8 @@ PASSED_ON = tuple(
 )
 MESSAGE, DESCRIPTORS = 1 << 16, 253 * 4
 AWAY_MILLISECONDS = 500
+# How long it waits for the exit code before it looks whether the engine has started the container again.
+AGAIN_MILLISECONDS = 1000
 SIGNALS = {name: number for name, number in vars(_signal).items() if name.startswith("SIG") and name[3] != "_"}
 
 
@@ -84,7 +86,7 @@ class Watch:
     def __init__(self, cli: Cli, options: Options, folder: str) -> None:
         self.cli = cli
         self.notified_by = options["notify"]
-        self.on_failure = options["health-action"]
+        self.acts_on_health = options["health-on-failure"] not in ("", "none")
         self.folder = folder
         self.id = ""
         self.path = ""
@@ -137,10 +139,12 @@ class Watch:
             self.cli.client.idle = None
 
     def _needs_health(self) -> bool:
-        return bool(self.notified_by == "healthy" or self.on_failure != "none")
+        return bool(self.notified_by == "healthy" or self.acts_on_health)
 
     def _follow(self, found: dict[str, Any]) -> None:
-        """Wait for the end of the process that the daemon tells of; where there is none, for the exit code."""
+        """Wait for the end of the process that the daemon tells of; where there is none, for the exit code.
+
+        The end of a process is not the container's where the engine starts that again: for its health, or by hand."""
         self.has_check = bool(found["State"].get("Health"))
         pid = int(found["State"].get("Pid") or 0)
         try:
@@ -153,7 +157,7 @@ class Watch:
 
     def _open_end(self) -> None:
         self.head = None
-        self.end = self.cli.client.begin("POST", self.path + "/wait", {"condition": "not-running"})
+        self.end = self.cli.client.begin("POST", self.path + "/wait", {"condition": "ended"})
 
     def _open_events(self) -> None:
         wanted = {"container": {self.id: True}, "event": {"health_status": True}}
@@ -182,10 +186,7 @@ class Watch:
                     poll.register(connection.sock, select.POLLIN)
             if self.process >= 0:
                 poll.register(self.process, select.POLLIN)
-            wait = self.watchdog or None
-            if self.end is None and self.process < 0:
-                wait = min(wait or AWAY_MILLISECONDS, AWAY_MILLISECONDS)
-            found = {fd for fd, _ in poll.poll(wait)}
+            found = {fd for fd, _ in poll.poll(self._patience())}
             if read in found:
                 os.read(read, 4096)
             self._pass_signals()
@@ -202,6 +203,15 @@ class Watch:
                 code = self._ended()
                 if code is not None:
                     return code
+            elif self.process < 0 and not found:
+                self._follow_again()
+
+    def _patience(self) -> int | None:
+        """How many milliseconds to wait for something to happen."""
+        limits = [self.watchdog] if self.watchdog else []
+        if self.process < 0:
+            limits.append(AWAY_MILLISECONDS if self.end is None else AGAIN_MILLISECONDS)
+        return min(limits, default=None)
 
     def _signal(self, number: int, frame: object) -> None:
         self.signals.append(number)
@@ -246,6 +256,18 @@ class Watch:
         if problem:
             self.cli.warn(str(problem))
         return 0 if self.asked and code == 128 + self.stop_signal else code & 255
+
+    def _follow_again(self) -> None:
+        """The exit code does not come: where the engine has started the container again, wait for its next end."""
+        try:
+            found = self.cli.client.get(self.path + "/json")
+        except (APIError, ConnectError, OSError):
+            return  # the answer of /wait breaks off as well
+        if found["State"].get("Running"):
+            self._follow(found)
+            if self.process >= 0 and self.end is not None:
+                self.end.close()
+                self.end = self.head = None
 
     # -- what the container says --
 
@@ -303,24 +325,6 @@ class Watch:
             self._is_ready("Healthy")
         elif self.ready or health != "starting":
             notify(f"STATUS={health.capitalize()}")
-        if health == "unhealthy" and not self.asked:
-            self._act()
-
-    def _act(self) -> None:
-        """What --health-action says."""
-        try:
-            if self.on_failure == "kill":
-                self.cli.client.call("POST", self.path + "/kill", {"signal": "KILL"})
-            elif self.on_failure == "stop":
-                self._stop()
-            elif self.on_failure == "restart":
-                if self.process >= 0:
-                    os.close(self.process)
-                    self.process = -1
-                self.cli.client.call("POST", self.path + "/restart")
-                self._follow(self.cli.client.get(self.path + "/json"))
-        except (APIError, ConnectError) as error:
-            self.cli.warn(str(error))
 
     def _feed(self) -> None:
         """WATCHDOG=1, but for a container whose check fails."""

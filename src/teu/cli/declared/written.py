@@ -57,6 +57,11 @@ OPTIONS = (
     ("VolumeDriver", "volume-driver"),
     ("VolumesFrom", "volumes-from"),
 )
+# Annotations: what a check beyond docker's says.
+HEALTH = {"io.teu.health-on-failure": "HealthOnFailure"} | {
+    f"io.teu.health-startup-{name}": f"HealthStartup{name.capitalize()}"
+    for name in ("cmd", "interval", "retries", "success", "timeout")
+}
 # What the engine fills in, which is no choice of anybody's.
 DEFAULTS = {"IpcMode": ("private", "shareable"), "CgroupnsMode": ("private",), "MemorySwap": (0,)}
 
@@ -211,7 +216,11 @@ def surroundings(file: File, host: dict[str, Any]) -> None:
     for limit in host.get("Ulimits") or ():
         file.add("Ulimit", f"{limit['Name']}={limit['Soft']}:{limit['Hard']}")
     for key, value in sorted((host.get("Annotations") or {}).items()):
-        file.add("Annotation", f"{key}={value}", word=True)
+        own = HEALTH.get(key)
+        if own:
+            file.add(own, value)
+        else:
+            file.add("Annotation", f"{key}={value}", word=True)
     log = host.get("LogConfig") or {}
     if log.get("Type") not in (None, "", "journald"):
         file.add("LogDriver", log["Type"])

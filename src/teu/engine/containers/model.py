@@ -105,6 +105,7 @@ class Container:
         self.removed = False
         self.removing = False
         self.being_restarted = 0  # by so many users: an exit is not its end, even with --rm
+        self.comes_back = 0  # so many restarts are under way, from before its end until it has been started again
         self.out_of_memory = 0  # the process of which the kernel has said so; the exit that follows tells it
         self.touched = False  # somebody wrote into its root before its first start
         self.visits = Visits()

@@ -436,18 +436,25 @@ def kill(engine: Engine, container: Container, signal_name: str = "") -> None:
 
 
 def restart(engine: Engine, container: Container, timeout: int | None, signal_name: str = "") -> None:
-    if container.running:
-        # As long as any restart is stopping it, its exit is not its end.
-        with container.changed:
-            container.being_restarted += 1
-        try:
-            with contextlib.suppress(NotModified):
-                stop(engine, container, timeout, signal_name)
-        finally:
+    with container.changed:
+        container.comes_back += 1
+    try:
+        if container.running:
+            # As long as any restart is stopping it, its exit is not its end.
             with container.changed:
-                container.being_restarted -= 1
-    with contextlib.suppress(NotModified):
-        start(engine, container)
+                container.being_restarted += 1
+            try:
+                with contextlib.suppress(NotModified):
+                    stop(engine, container, timeout, signal_name)
+            finally:
+                with container.changed:
+                    container.being_restarted -= 1
+        with contextlib.suppress(NotModified):
+            start(engine, container)
+    finally:
+        with container.changed:
+            container.comes_back -= 1
+            container.changed.notify_all()
     container.event("restart")
 
 

@@ -139,7 +139,7 @@ def change_container(engine: Engine, request: Request, name: str) -> Response:
 def wait(engine: Engine, request: Request, name: str) -> Response:
     container = engine.containers.get(name)
     condition = request.query.get("condition") or "not-running"
-    if condition not in ("not-running", "next-exit", "removed"):
+    if condition not in ("not-running", "next-exit", "removed", "ended"):
         raise BadRequest(f'invalid condition: "{condition}"')
     before = container.exits
     return stream(_wait(request, container, condition, before), "application/json")
@@ -151,6 +151,8 @@ def _wait(request: Request, container: Container, condition: str, before: int) -
             return True
         if condition == "removed":
             return False
+        if condition == "ended":  # not docker's: and nobody is starting it again, as teu-unit has to know
+            return not container.running and not container.comes_back
         # A container that a restart policy starts again has not been running in between.
         return container.exits != before or (condition == "not-running" and not container.running)
 
