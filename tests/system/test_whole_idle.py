@@ -132,6 +132,28 @@ def test_an_end_wakes_them_and_the_policy_holds() -> None:
         teu("rm", "-f", name, check=False)
 
 
+def test_output_does_not_press_a_teud_that_cannot_start() -> None:
+    """It asks again every ten seconds, and is logged when the mistake is mended."""
+    import time
+
+    name, bad = "pressed", Path("/etc/teu/teud.yaml.d/zz-bad.yaml")
+    try:
+        whole.run_detached(name, *QUIET, flags=(*NO_PORTS, "--stop-timeout", "0"))
+        pid = int(out("teu", "inspect", "-f", "{{.State.Pid}}", name))
+        whole.eventually("both daemons have left", gone)
+        bad.write_text("no-such-key: 1\n")
+        os.kill(pid, signal.SIGUSR1)
+        time.sleep(5)
+        tried = out("journalctl", "-q", "-u", "teud.service", "--since=-5s", "-o", "cat").count("no-such-key")
+        assert 1 <= tried <= 3
+        bad.unlink()
+        whole.eventually("it is logged", lambda: teu("logs", name).stdout == "told\n")
+    finally:
+        bad.unlink(missing_ok=True)
+        out("systemctl", "reset-failed")
+        teu("rm", "-f", name, check=False)
+
+
 @pytest.mark.parametrize(
     "flags",
     [
