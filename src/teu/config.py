@@ -328,7 +328,9 @@ def _name(node: yaml.Node) -> str:
 
 
 def _plain(node: yaml.Node) -> Any:
-    """The node's value as YAML's safe loader makes it."""
+    """The node's value as YAML's safe loader makes it; but 5:30 is no number to the base of 60 here."""
+    if isinstance(node, yaml.ScalarNode) and ":" in node.value and node.tag.endswith((":int", ":float")):
+        return node.value
     loader = yaml.SafeLoader("")
     try:
         return loader.construct_document(node)

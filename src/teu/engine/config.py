@@ -20,8 +20,11 @@ from teu.config import (
     matching,
     one_of,
     path,
+    size,
     text,
 )
+from teu.engine.containers import defaults
+from teu.engine.containers.defaults import Limit
 from teu.engine.core.errors import EngineError
 from teu.engine.logs import registry
 from teu.engine.networks import hostfirewall, options
@@ -98,6 +101,52 @@ def _mtu(value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value and not 68 <= value <= 65535:
         raise Wrong("give a whole number, 68 to 65535, or 0")
     return value
+
+
+def server_address(value: object) -> str:
+    """Of a server for names; one of a link (fe80::1%eth0), too."""
+    try:
+        if isinstance(value, str) and ip_address(value.partition("%")[0]):
+            return value
+    except ValueError:
+        pass
+    raise Wrong("give an IP address, such as 192.0.2.53")
+
+
+def _printable(value: object) -> str:
+    if not isinstance(value, str) or not value.isprintable() or not value.strip():
+        raise Wrong("give a string of one line")
+    return value
+
+
+def ulimit(value: object) -> Limit:
+    """One of default-ulimits, in --ulimit's form or docker's."""
+    says = "give SOFT:HARD, one number for both, or {Soft: 1024, Hard: 2048}; -1 is no limit"
+    if isinstance(value, dict):
+        known = {str(key).lower(): each for key, each in value.items()}
+        soft, hard, name = known.pop("soft", None), known.pop("hard", None), known.pop("name", "")
+        if known or not isinstance(name, str) or not all(type(each) is int for each in (soft, hard)):
+            raise Wrong(says)
+        return Limit(int(soft or 0), int(hard or 0), name.lower())
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise Wrong(says)
+    first, colon, second = str(value).partition(":")
+    try:
+        return Limit(int(first), int(second if colon else first))
+    except ValueError:
+        raise Wrong(says) from None
+
+
+def _stop_seconds(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not -1 <= value <= 86400:
+        raise Wrong("give a whole number of seconds, 0 to 86400, or -1: no end")
+    return value
+
+
+def _seccomp(value: object) -> str:
+    if value not in ("", "builtin", "unconfined") and not (isinstance(value, str) and value.startswith("/")):
+        raise Wrong("give builtin, unconfined or the absolute path of a profile")
+    return str(value)
 
 
 def without_proxy(value: object) -> bool:
@@ -184,6 +233,84 @@ KEYS = (
     ),
     Key("init", boolean, False, "run an init in containers that do not say", reload=True),
     Key("init-path", text, "", "the init program for --init; empty: docker-init or tini-static", reload=True),
+    Key(
+        "default-shm-size",
+        size,
+        defaults.SHM_SIZE,
+        "size of /dev/shm in a container that is made without --shm-size",
+        reload=True,
+    ),
+    Key(
+        "default-ipc-mode",
+        one_of(*defaults.IPC_MODES),
+        "private",
+        "IPC namespace of a container that is made without --ipc",
+        reload=True,
+    ),
+    Key(
+        "default-cgroupns-mode",
+        one_of(*defaults.CGROUPNS_MODES),
+        "private",
+        "cgroup namespace of a container that is made without --cgroupns",
+        reload=True,
+    ),
+    Key(
+        "default-ulimits",
+        map_of(ulimit),
+        {},
+        "limits, as {nofile: 1024:4096}, of every container that is started without a --ulimit of that name",
+        reload=True,
+    ),
+    Key(
+        "default-stop-timeout",
+        _stop_seconds,
+        defaults.STOP_SECONDS,
+        "seconds from the stop signal to SIGKILL for containers without --stop-timeout",
+        reload=True,
+    ),
+    Key(
+        "no-new-privileges",
+        boolean,
+        False,
+        "start containers without a way to more privileges (setuid programs); --security-opt no-new-privileges=false"
+        " says otherwise for one",
+        reload=True,
+    ),
+    Key(
+        "seccomp-profile",
+        _seccomp,
+        "builtin",
+        "seccomp profile of containers that name none, in docker's format; the file is read again when it changes",
+        reload=True,
+    ),
+    Key(
+        "dns",
+        list_of(server_address),
+        [],
+        "servers for names of containers that name none; empty: the host's own",
+        reload=True,
+    ),
+    Key(
+        "dns-search",
+        list_of(_printable),
+        [],
+        "search domains of containers that name none; empty: the host's own",
+        reload=True,
+    ),
+    Key(
+        "dns-opts",
+        list_of(_printable),
+        [],
+        "options in resolv.conf of containers that name none; empty: the host's own",
+        reload=True,
+    ),
+    Key(
+        "host-gateway-ips",
+        list_of(server_address),
+        [],
+        "what host-gateway stands for in --add-host; empty: the host's address on the container's network",
+        reload=True,
+    ),
     Key("cgroup-parent", text, "", "slice of containers that name none; empty: teu.slice", reload=True),
     Key("apparmor-profile", text, "teu-default", "AppArmor profile where it is loaded; empty: none", reload=True),
     Key(
@@ -284,7 +411,7 @@ def check(settings: Settings) -> None:
         raise EngineError(f"{settings.where(key)}: {key}: {error}; see teud.yaml(5)") from None
     if any(host.startswith("tcp://") for host in settings["hosts"]):
         check_tcp(settings)
-    for key, wrong in options.check(settings):
+    for key, wrong in (*options.check(settings), *defaults.check(settings)):
         raise EngineError(f"{settings.where(key)}: {key}: {wrong}; see teud.yaml(5)")
 
 

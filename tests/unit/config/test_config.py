@@ -55,6 +55,14 @@ def test_keys_are_what_is_written(tmp_path: Path) -> None:
     assert settings["no"] == "here" and settings["off"] == {"yes": "1", "0x10": "2", "~": "3"}
 
 
+def test_a_colon_makes_no_number(tmp_path: Path) -> None:
+    """To YAML 1.1, 5:30 is 330."""
+    keys = (Key("pair", text, "", ""), Key("workers", integer(), 1, ""))
+    assert load(write(tmp_path / "a.yaml", "pair: 5:30\n"), keys)["pair"] == "5:30"
+    with pytest.raises(ConfigError, match="bad value '5:30'; give a whole number"):
+        load(write(tmp_path / "a.yaml", "workers: 5:30\n"), keys)
+
+
 def test_values_and_drop_ins(tmp_path: Path) -> None:
     file = write(
         tmp_path / "teud.yaml", "debug: true\nhosts: [a, b]\ngc:\n  delay: 1m30s\nlog-opts: {a: 1}\nbody: 2m\n"

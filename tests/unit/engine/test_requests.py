@@ -249,8 +249,12 @@ def test_seccomp_follows_capabilities() -> None:
     )
 
 
+def security(given: fields.HostConfig, **more: Any) -> process.Security:
+    return process.security_options(given, {"no-new-privileges": False, "seccomp-profile": "builtin", **more})
+
+
 def test_security_options() -> None:
-    parsed = process.security_options(host(SecurityOpt=["no-new-privileges", "seccomp=unconfined", "apparmor:x"]))
+    parsed = security(host(SecurityOpt=["no-new-privileges", "seccomp=unconfined", "apparmor:x"]))
     assert parsed.no_new_privileges and parsed.seccomp == "unconfined" and parsed.apparmor == "x"
     profile = {
         "defaultAction": "SCMP_ACT_ERRNO",
@@ -259,12 +263,12 @@ def test_security_options() -> None:
             {"names": ["read"], "action": "SCMP_ACT_ALLOW"},
         ],
     }
-    own = process.security_options(host(SecurityOpt=[f"seccomp={json.dumps(profile)}"])).seccomp
+    own = security(host(SecurityOpt=[f"seccomp={json.dumps(profile)}"])).seccomp
     assert isinstance(own, dict)
     assert [rule["names"] for rule in own["syscalls"]] == [["read"]]
     for bad in ("seccomp=/a/file", "seccomp={", "nonsense", "what=ever"):
         with pytest.raises(BadRequest):
-            process.security_options(host(SecurityOpt=[bad]))
+            security(host(SecurityOpt=[bad]))
 
 
 class _Volumes:

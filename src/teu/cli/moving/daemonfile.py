@@ -33,9 +33,17 @@ SAME = (
     "default-address-pools",
     "default-gateway",
     "default-gateway-v6",
+    "default-cgroupns-mode",
+    "default-ipc-mode",
     "default-network-opts",
+    "default-shm-size",
+    "default-ulimits",
+    "dns",
+    "dns-opts",
+    "dns-search",
     "fixed-cidr",
     "fixed-cidr-v6",
+    "host-gateway-ips",
     "icc",
     "init",
     "init-path",
@@ -50,9 +58,11 @@ SAME = (
     "log-opts",
     "max-concurrent-downloads",
     "mtu",
+    "no-new-privileges",
     "registry-mirrors",
     "runtimes",
     "default-runtime",
+    "seccomp-profile",
     "shutdown-timeout",
 )
 # Where teud does that anyway, or where it does not matter; and why.
@@ -73,20 +83,11 @@ ALWAYS = {
 # What there is no key for, and what does it.
 ELSEWHERE = {
     "builder": "builds are teu-buildkitd's: teu-buildkitd.yaml(5)",
-    "default-ipc-mode": "--ipc says it for each container",
-    "default-shm-size": "--shm-size says it for each container",
-    "default-ulimits": "--ulimit says it for each container",
-    "default-cgroupns-mode": "--cgroupns says it for each container",
-    "dns": "--dns says it for each container",
-    "dns-opts": "--dns-option says it for each container",
-    "dns-search": "--dns-search says it for each container",
     "http-proxy": "systemctl edit teud: Environment=HTTP_PROXY=...",
     "https-proxy": "systemctl edit teud: Environment=HTTPS_PROXY=...",
-    "no-new-privileges": "--security-opt no-new-privileges says it for each container",
     "no-proxy": "systemctl edit teud: Environment=NO_PROXY=...",
     "oom-score-adjust": "systemctl edit teud: OOMScoreAdjust=",
     "proxies": "systemctl edit teud: Environment=HTTPS_PROXY=...",
-    "seccomp-profile": "--security-opt seccomp=FILE says it for each container",
     "userns-remap": "containers of the other engine's ids are not taken over",
 }
 Verdict = tuple[str, str, str]
@@ -211,11 +212,16 @@ def _default_runtime(result: Result, key: str, value: Any) -> None:
         result.use(key, key, value)
 
 
+def _gateway(result: Result, key: str, value: Any) -> None:
+    result.use(key, "host-gateway-ips", [value])
+
+
 SPECIAL: dict[str, Callable[[Result, str, Any], None]] = {
     "debug": _debug,
     "default-runtime": _default_runtime,
     "exec-opts": _exec_opts,
     "features": _features,
+    "host-gateway-ip": _gateway,
     "hosts": _hosts,
     "ip6tables": _iptables,
     "iptables": _iptables,

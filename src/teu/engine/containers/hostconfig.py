@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from ipaddress import ip_address
 from pathlib import Path
 
+from teu.engine.containers.defaults import SHM_SIZE
 from teu.engine.core.errors import BadRequest, Conflict
 from teu.engine.core.fields import Config, HealthCheck, HostConfig, LogConfig, Resources, RestartPolicy, Ulimit
 from teu.engine.logs import registry
@@ -99,7 +100,7 @@ def clean_host_config(
         host.network_mode = "bridge"
     if host.shm_size < 0:
         raise BadRequest("SHM size can not be less than 0")
-    host.shm_size = host.shm_size or 64 << 20
+    host.shm_size = host.shm_size or SHM_SIZE
     host.log_config = _log_config(host.log_config, log_driver, log_options, warnings)
     host.restart_policy = check_restart_policy(host.restart_policy, host.auto_remove)
     check_resources(host)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 from hashlib import sha256
 
+from teu.engine.containers.defaults import SHM_SIZE
 from teu.engine.containers.network_settings import network_settings
 from teu.engine.containers.state import SAVED, Saved
 from teu.engine.core import fields, kinds
@@ -197,4 +198,5 @@ def container(id: object, name: object, data: str | bytes | None) -> tuple[Saved
         faults.append(f"its row has the name {row_name}")
     record.id = identity
     record.name = row_name or record.name or f"damaged_{identity[:12]}"
+    record.host_config.shm_size = record.host_config.shm_size or SHM_SIZE
     return record, faults, known

@@ -294,7 +294,7 @@ class HostConfig(Resources):
         refused(WORD, "containers have no user namespace of their own; use host, or leave it out", 400, ("host",)),
         "",
     )
-    shm_size: int = member("ShmSize", INT64, 64 << 20)
+    shm_size: int = member("ShmSize", INT64, 0)
     sysctls: dict[str, str] | None = member("Sysctls", WORD_MAP)
     runtime: str = member("Runtime", WORD, "")
     isolation: str = member(

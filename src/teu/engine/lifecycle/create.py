@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from teu.engine.backend import containerd
-from teu.engine.containers import health_rules, hostconfig, records
+from teu.engine.containers import defaults, health_rules, hostconfig, records
 from teu.engine.containers.model import Container
 from teu.engine.containers.state import Saved
 from teu.engine.core.errors import BadRequest, EngineError, NotFound
@@ -68,11 +68,11 @@ def create(
 
 
 def _host_config(engine: Engine, body: Creation, version: tuple[int, int], warnings: list[str]) -> HostConfig:
-    host = hostconfig.clean_host_config(
-        body.host_config, engine.config["log-driver"], engine.config["log-opts"], warnings
-    )
-    if version < (1, 40) and not (body.host_config and body.host_config.ipc_mode):
-        host.ipc_mode = "shareable"
+    given = body.host_config.copy() if body.host_config else HostConfig()
+    if version < (1, 40) and not given.ipc_mode:
+        given.ipc_mode = "shareable"
+    given = defaults.fill(given, engine.config)
+    host = hostconfig.clean_host_config(given, engine.config["log-driver"], engine.config["log-opts"], warnings)
     host.runtime = host.runtime or body.runtime or ""
     return host
 

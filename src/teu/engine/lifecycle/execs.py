@@ -75,7 +75,7 @@ class Exec:
     def process(self) -> Object:
         """The process of the runtime specification."""
         wanted = Command(self.command, self.user, self.directory, self.tty, self.environment, self.privileged)
-        security = security_options(self.container.host_config)
+        security = security_options(self.container.host_config, self.engine.config)
         return process(self.engine, self.container, wanted, security, self.console_size)
 
     def start(self) -> None:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ParamSpec
 
 from teu.engine.backend import containerd, tasks
-from teu.engine.containers import health_rules, hostconfig, proc
+from teu.engine.containers import defaults, health_rules, hostconfig, proc
 from teu.engine.containers.model import Container
 from teu.engine.core.errors import BadRequest, Conflict, EngineError, NotFound, NotModified
 from teu.engine.core.times import nanoseconds, timestamp
@@ -39,7 +39,6 @@ log = logging.getLogger("teu.engine")
 
 Given = ParamSpec("Given")
 
-STOP_SECONDS = 10
 KILL_SECONDS = 10
 RESTART_FIRST = 0.1
 RESTART_LONGEST = 60.0
@@ -360,9 +359,7 @@ def stop(engine: Engine, container: Container, timeout: int | None = None, signa
             container.save()
     number = hostconfig.signal_number(signal_name or container.config.stop_signal or "TERM")
     if timeout is None:
-        timeout = container.config.stop_timeout
-    if timeout is None:
-        timeout = STOP_SECONDS
+        timeout = defaults.stop_seconds(container.config, engine.config)
     try:
         _send(engine, container, number)
         if container.state.paused:

@@ -420,7 +420,7 @@ class Endpoints:
         more: Iterable[tuple[str, str]] = (),
     ) -> dict[str, str]:
         """Write hosts and resolv.conf into the container's directory."""
-        entries = files.extra_hosts(container.host_config, gateway or "127.0.0.1")
+        entries = files.extra_hosts(container.host_config, self._host_gateways(container, gateway or "127.0.0.1"))
         entries += [*more, *(line for endpoint in endpoints for line in self._host_lines(container, endpoint))]
         base = resolver.HOSTS if own else resolver.host_hosts()
         directory = container.directory
@@ -433,7 +433,12 @@ class Endpoints:
 
     def _resolv_conf(self, container: Container, own: bool, server: str) -> str:
         active = self._active.get(container.id)
-        return files.resolv_conf(container.host_config, own, server, active.versions if active else (4, 6))
+        naming = self._store.defaults.names(container.host_config)
+        return files.resolv_conf(naming, own, server, active.versions if active else (4, 6))
+
+    def _host_gateways(self, container: Container, own: str) -> list[str]:
+        """What host-gateway stands for."""
+        return self._store.defaults.names(container.host_config).gateways or [own]
 
     def _host_lines(self, container: Container, endpoint: Endpoint) -> list[tuple[str, str]]:
         names = files.host_names(container.hostname, container.config.domainname)
@@ -870,7 +875,8 @@ class Endpoints:
         """Take out of a container's hosts the addresses that it had on networks that it has left."""
         path, names = f"{container.directory}/hosts", files.host_names(container.hostname, container.config.domainname)
         kept = {str(address) for endpoint in active.endpoints for address in endpoint.addresses}
-        kept |= {address for address, _ in files.extra_hosts(container.host_config, "")}
+        gateways = self._host_gateways(container, "")
+        kept |= {address for address, _ in files.extra_hosts(container.host_config, gateways)}
         stale = [text for text in files.addresses(path, names) if text not in kept and self._may_give(text)]
         files.change_hosts(path, drop=[(text, names) for text in stale])
 

@@ -11,22 +11,21 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from teu.engine.core.fields import HostConfig
+    from teu.engine.networks.options import Naming
 
 from teu.linux.resolver import host_resolver
 
 
-def resolv_conf(
-    host_config: HostConfig, own_namespace: bool, server: str = "", versions: Collection[int] = (4, 6)
-) -> str:
+def resolv_conf(naming: Naming, own_namespace: bool, server: str = "", versions: Collection[int] = (4, 6)) -> str:
     """The file's text; `server` is the engine's own resolver where the network has one, `versions` are the families
     that the container has."""
     resolver = host_resolver(own_namespace, versions)
-    if host_config.dns:
-        resolver.servers = list(host_config.dns)
-    if host_config.dns_search:
-        resolver.search = [] if host_config.dns_search == ["."] else list(host_config.dns_search)
-    if host_config.dns_options:
-        resolver.options = list(host_config.dns_options)
+    if naming.servers:
+        resolver.servers = list(naming.servers)
+    if naming.search:
+        resolver.search = [] if naming.search == ["."] else list(naming.search)
+    if naming.options:
+        resolver.options = list(naming.options)
     if server:
         resolver.servers = [server]
         if not any(option.startswith("ndots:") for option in resolver.options):
@@ -34,15 +33,14 @@ def resolv_conf(
     return resolver.text()
 
 
-def extra_hosts(host_config: HostConfig, gateway: str) -> list[tuple[str, str]]:
-    """(address, name) of HostConfig.ExtraHosts; host-gateway is the host as seen from the container."""
+def extra_hosts(host_config: HostConfig, gateways: Iterable[str]) -> list[tuple[str, str]]:
+    """(address, name) of HostConfig.ExtraHosts; host-gateway are the `gateways`, the host as seen from the
+    container."""
     result = []
     for entry in host_config.extra_hosts or []:
         name, _, address = entry.partition(":")
-        if address == "host-gateway":
-            address = gateway
-        if name and address:
-            result.append((address.strip("[]"), name))
+        meant = gateways if address == "host-gateway" else (address,)
+        result += [(one.strip("[]"), name) for one in meant if name and one]
     return result
 
 

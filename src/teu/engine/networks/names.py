@@ -177,7 +177,8 @@ class Names:
             for endpoint in active.endpoints
         )
         reached = host_resolver(True, active.versions).servers
-        if alone and (container.host_config.dns or reached and not is_split()):
+        own = self._store.defaults.names(container.host_config).servers
+        if alone and (own or reached and not is_split()):
             return
         self._resolver.add(
             container.id,
@@ -185,7 +186,7 @@ class Names:
             lambda name, version: self._addresses(container.id, name, version),
             lambda address: self._name(container.id, address),
             self._servers(container, active),
-            inside=bool(container.host_config.dns),
+            inside=bool(own),
         )
         active.named = container.network_settings.named = True
 
@@ -197,10 +198,10 @@ class Names:
         """Who is asked for other names: nobody where all networks are internal (mostly it is the host that asks: there
         need be no route out of the container); nor for a name without a dot where the container's own `ndots` says that
         its search domains come first, since no server has such names."""
-        given = list(container.host_config.dns)
+        naming = self._store.defaults.names(container.host_config)
+        given = naming.servers
         searched = any(
-            option.startswith("ndots:") and option[6:].isdigit() and int(option[6:]) > 0
-            for option in container.host_config.dns_options or ()
+            option.startswith("ndots:") and option[6:].isdigit() and int(option[6:]) > 0 for option in naming.options
         )
 
         def servers(name: str) -> list[str]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_interface, ip_network
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from teu.engine.core.errors import BadRequest, EngineError
 from teu.engine.networks import ipam
@@ -20,6 +20,7 @@ from teu.engine.networks.records import NetworkRecord, Subnet
 
 if TYPE_CHECKING:
     from teu.config import Settings
+    from teu.engine.core.fields import HostConfig
 
 OPTION_BRIDGE = "com.docker.network.bridge.name"
 OPTION_TALK = "com.docker.network.bridge.enable_icc"
@@ -170,6 +171,16 @@ def check_bridge(options: Mapping[str, str], internal: bool) -> list[str]:
 # -- of teud.yaml ----------------------------------------------------------------------------------------
 
 
+class Naming(NamedTuple):
+    """A container's servers, search domains and options for names, in resolv.conf's words; the host's own count where
+    there are none. `gateways`: what host-gateway stands for in its hosts, where teud.yaml says so."""
+
+    servers: list[str]
+    search: list[str]
+    options: list[str]
+    gateways: list[str]
+
+
 class Defaults:
     """What teud.yaml says of networks; without it, how things are where it says nothing."""
 
@@ -183,6 +194,7 @@ class Defaults:
         }
         self.ipv6: bool = known.get("ipv6", False)
         self.forwards: bool = known.get("ip-forward", True)
+        self._known = known
         self._own_pools: list[Source] = list(known.get("default-address-pools", ()))
         self.by_driver: dict[str, dict[str, str]] = dict(known.get("default-network-opts", {}))
         self.bridge_options = {OPTION_BRIDGE: DEFAULT_BRIDGE}
@@ -194,6 +206,16 @@ class Defaults:
             self.bridge_options[OPTION_BINDING] = known["ip"]
         if known.get("mtu", 0):
             self.bridge_options[OPTION_MTU] = str(known["mtu"])
+
+    def names(self, host: HostConfig) -> Naming:
+        """How a container asks for names: as it says, or as teud.yaml does, now."""
+        known = self._known
+        return Naming(
+            list(host.dns or known.get("dns", ())),
+            list(host.dns_search or known.get("dns-search", ())),
+            list(host.dns_options or known.get("dns-opts", ())),
+            list(known.get("host-gateway-ips", ())),
+        )
 
     def sources(self, seed: str) -> list[Source]:
         """Where subnets are taken from that nobody chose; `seed` is this engine's alone."""

@@ -11,6 +11,7 @@ import posixpath
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from teu.engine.containers import defaults as container_defaults
 from teu.engine.containers import hostconfig, proc
 from teu.engine.core.errors import BadRequest, EngineError, NotFound
 from teu.engine.spec import device_requests, devices, mounts
@@ -48,7 +49,7 @@ def check(engine: Engine, container: Container) -> None:
     """All that can be refused at create already."""
     host = container.host_config
     capabilities(host)
-    security_options(host)
+    security_options(host, engine.config)
     devices.check(host)
     device_requests.check(host.device_requests or ())
     for mode in (host.pid_mode, host.ipc_mode):
@@ -84,7 +85,7 @@ def build(engine: Engine, container: Container, attachment: Attachment, sources:
     """The runtime specification of a container that is about to start. What its mounts are taken from is good until
     `sources` is closed. Sets the container's AppArmor profile."""
     config, host = container.config, container.host_config
-    security = security_options(host)
+    security = security_options(host, engine.config)
     container.apparmor_profile = _apparmor(engine, security, host.privileged)
     arguments = [container.path, *container.args]
     program = _init(engine, host)
@@ -102,7 +103,7 @@ def build(engine: Engine, container: Container, attachment: Attachment, sources:
         "root": {"path": "rootfs", "readonly": host.readonly_rootfs},
         "mounts": mount_list,
         "linux": _linux(engine, container, attachment, security, mount_list, sources),
-        "annotations": {**(host.annotations or {}), **_annotations(container)},
+        "annotations": {**(host.annotations or {}), **_annotations(engine, container)},
     }
     if host.uts_mode != "host":
         result["hostname"] = container.hostname
@@ -158,13 +159,14 @@ def _linux(
     return result
 
 
-def _annotations(container: Container) -> dict[str, str]:
+def _annotations(engine: Engine, container: Container) -> dict[str, str]:
     """For the shim."""
     result = {NAME_ANNOTATION: container.name}
     if container.config.stop_signal:
         result[STOP_SIGNAL_ANNOTATION] = str(hostconfig.signal_number(container.config.stop_signal))
-    if container.config.stop_timeout is not None:
-        result[STOP_TIMEOUT_ANNOTATION] = str(container.config.stop_timeout)
+    seconds = container_defaults.stop_seconds(container.config, engine.config)
+    if container.config.stop_timeout is not None or seconds != container_defaults.STOP_SECONDS:
+        result[STOP_TIMEOUT_ANNOTATION] = str(seconds)
     return result
 
 

@@ -5,18 +5,22 @@ process and for execs."""
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from teu.engine.core.errors import BadRequest
+from teu.engine.containers import defaults
+from teu.engine.core.errors import BadRequest, EngineError
 from teu.engine.spec import users
 from teu.linux import selinux
 from teu.linux.capabilities import available
-from teu.oci import defaults, jsontext
+from teu.oci import defaults as image_defaults
+from teu.oci import jsontext
 from teu.oci.seccomp import ARCHITECTURES
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
     from teu.engine.containers.model import Container
-    from teu.engine.core.fields import HostConfig
+    from teu.engine.core.fields import HostConfig, Ulimit
     from teu.engine.engine import Engine
     from teu.oci.runtime_spec import Object
 
@@ -42,7 +46,7 @@ def capabilities(host: HostConfig) -> list[str]:
         return known
     if "ALL" in drop:
         return known if "ALL" in add else [name for name in known if name in add]
-    base = known if "ALL" in add else [name for name in defaults.CAPABILITIES if name in known]
+    base = known if "ALL" in add else [name for name in image_defaults.CAPABILITIES if name in known]
     result = [name for name in base if name not in drop]
     return result + [name for name in known if name in add and name not in result and name not in drop]
 
@@ -56,9 +60,11 @@ class Security(NamedTuple):
     writable_cgroups: bool = False
 
 
-def security_options(host: HostConfig) -> Security:
-    """Raises BadRequest."""
-    result = Security()
+def security_options(host: HostConfig, settings: Mapping[str, Any]) -> Security:
+    """What a container says, over what teud.yaml says. Raises BadRequest; EngineError where the profile that the
+    latter names cannot be read."""
+    result = Security(no_new_privileges=settings["no-new-privileges"])
+    profile = "" if host.privileged else settings["seccomp-profile"]
     for option in host.security_opt or ():
         if option in ("no-new-privileges", "no-new-privileges:true", "no-new-privileges=true"):
             result = result._replace(no_new_privileges=True)
@@ -67,6 +73,7 @@ def security_options(host: HostConfig) -> Security:
         if not equals:
             key, equals, value = option.partition(":")
         if key == "no-new-privileges" and value == "false":
+            result = result._replace(no_new_privileges=False)
             continue
         if not equals or key not in ("seccomp", "apparmor", "label", "writable-cgroups"):
             raise BadRequest(f'invalid --security-opt 2: "{option}"')
@@ -79,8 +86,19 @@ def security_options(host: HostConfig) -> Security:
         elif key == "apparmor":
             result = result._replace(apparmor="" if value == "builtin" else value)
         else:
+            profile = ""
             result = result._replace(seccomp=_seccomp(host, value))
-    return result
+    return result._replace(seccomp=_default_seccomp(host, profile)) if profile else result
+
+
+def _default_seccomp(host: HostConfig, profile: str) -> str | Object:
+    """Of containers that name no profile."""
+    if not profile.startswith("/"):
+        return "" if profile == "builtin" else profile
+    try:
+        return _own_profile(defaults.seccomp_profile(profile), capabilities(host))
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise EngineError(f"seccomp-profile: {profile}: decoding seccomp profile failed: {error}") from None
 
 
 def _writable_cgroups(host: HostConfig, option: str, value: str) -> bool:
@@ -170,8 +188,8 @@ def process(
         result["noNewPrivileges"] = True
     if container.apparmor_profile not in ("", "unconfined"):
         result["apparmorProfile"] = container.apparmor_profile
-    if host.ulimits:
-        result["rlimits"] = rlimits(host)
+    if limits := defaults.ulimits(host, engine.config):
+        result["rlimits"] = rlimits(limits)
     return result
 
 
@@ -179,7 +197,7 @@ def environment(
     container: Container, tty: bool, extra: list[str] | None = None, linked: list[str] | None = None
 ) -> list[str]:
     """PATH, HOSTNAME and TERM, then what links say, under what the configuration says; later entries win."""
-    values = {"PATH": defaults.PATH, "HOSTNAME": container.hostname}
+    values = {"PATH": image_defaults.PATH, "HOSTNAME": container.hostname}
     if tty:
         values["TERM"] = "xterm"
     for entry in (linked or []) + (container.config.env or []) + (extra or []):
@@ -191,14 +209,14 @@ def environment(
     return [f"{name}={value}" for name, value in values.items()]
 
 
-def rlimits(host: HostConfig) -> list[Object]:
+def rlimits(ulimits: Iterable[Ulimit]) -> list[Object]:
     return [
         {
             "type": f"RLIMIT_{(limit.name or '').upper()}",
             "soft": _limit(limit.soft or 0),
             "hard": _limit(limit.hard or 0),
         }
-        for limit in host.ulimits
+        for limit in ulimits
     ]
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from teu.engine.backend import containerd
+from teu.engine.containers import defaults
 from teu.engine.containers.model import Container
 from teu.engine.containers.state import MOUNT_POINT, STATE
 from teu.engine.core.errors import BadRequest, EngineError, NotFound
@@ -374,8 +375,10 @@ _OMITTED = (
 _NULLS = ("Cmd", "Entrypoint", "Env", "Volumes", "OnBuild")
 
 
-def _host_config(container: Container) -> dict[str, object]:
-    whole = HOST_CONFIG.write(container.host_config)
+def _host_config(engine: Engine, container: Container) -> dict[str, object]:
+    in_force = container.host_config.copy()
+    in_force.ulimits = defaults.ulimits(in_force, engine.config)
+    whole = HOST_CONFIG.write(in_force)
     host = {key: value for key, value in whole.items() if value is not None or key not in _OMITTED}
     if not container.host_config.privileged:
         for key, paths in (("MaskedPaths", build.MASKED_PATHS), ("ReadonlyPaths", build.READONLY_PATHS)):
@@ -416,7 +419,7 @@ def inspect(engine: Engine, container: Container, with_size: bool) -> dict[str, 
         "ProcessLabel": "",
         "AppArmorProfile": container.apparmor_profile,
         "ExecIDs": [identity for identity, execution in container.execs.items() if execution.running] or None,
-        "HostConfig": {**_host_config(container), "Links": engine.endpoints.links.shown(container)},
+        "HostConfig": {**_host_config(engine, container), "Links": engine.endpoints.links.shown(container)},
         "GraphDriver": {"Data": None, "Name": driver},
         "Mounts": mount_points(container),
         "Config": _config(container),

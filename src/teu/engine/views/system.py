@@ -89,10 +89,12 @@ def info(engine: Engine, version: tuple[int, int]) -> dict[str, object]:
     states = [container.status() for container in everyone]
     name, number = _operating_system()
     controllers = hostconfig.controllers()
-    security = ["name=seccomp,profile=builtin"]
+    security = [f"name=seccomp,profile={engine.config['seccomp-profile'] or 'builtin'}"]
     if apparmor.supported():
         security.insert(0, "name=apparmor")
     security.append("name=cgroupns")
+    if engine.config["no-new-privileges"]:
+        security.append("name=no-new-privileges")
     runtimes = {"io.containerd.teu.v2": {"path": "/usr/bin/containerd-shim-teu-v2"}, "runc": {"path": "runc"}}
     runtimes.update({key: {"path": str(value)} for key, value in (engine.config.get("runtimes") or {}).items()})
     folders = list(engine.config.get("cdi-spec-dirs", cdi.FOLDERS))

@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the daemon's configuration says of containers that say nothing themselves, beside Debian's dockerd with the same
+keys in its daemon.json."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import images
+import peers
+import pytest
+import whole
+from whole import eventually
+
+pytestmark = pytest.mark.needs("docker", "dockerd", "trixie", "fast")
+
+DROP_IN = Path("/etc/teu/teud.yaml.d/engine-defaults.yaml")
+PROFILE = Path("/run/teu-test-seccomp.json")
+TEUD = ("docker", "--config", "/run/no-such-configuration", "-H", "unix:///run/teu/teud.sock")
+
+KEYS: dict[str, Any] = {
+    "default-shm-size": "96M",
+    "default-ipc-mode": "shareable",
+    "default-cgroupns-mode": "host",
+    "default-ulimits": {"nofile": {"Name": "nofile", "Soft": 200, "Hard": 300}},
+    "no-new-privileges": True,
+    "seccomp-profile": str(PROFILE),
+    "dns": ["192.0.2.53"],
+    "dns-search": ["corp.example"],
+    "dns-opts": ["ndots:3"],
+}
+SHOW = (
+    "df -k /dev/shm | tail -1 | tr -s ' ' | cut -d' ' -f2; ulimit -Sn; ulimit -Hn;"
+    " grep -e NoNewPrivs -e ^Seccomp: /proc/self/status; grep -v '^#' /etc/resolv.conf | sort;"
+    " mkdir /folder || echo refused; cut -d/ -f1-2 /proc/self/cgroup"
+)
+
+
+def call(*argv: str, check: bool = True) -> str:
+    done = subprocess.run(
+        argv,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+        stdin=subprocess.DEVNULL,
+        env={**os.environ, "DOCKER_CLI_HINTS": "false"},
+    )
+    assert not check or done.returncode == 0, (argv, done.stdout, done.stderr)
+    return (done.stdout if check else done.stdout + done.stderr).strip()
+
+
+def teud_pid() -> str:
+    return call("systemctl", "show", "-P", "MainPID", "teud")
+
+
+@contextlib.contextmanager
+def configured(keys: dict[str, Any], reload: bool = False) -> Iterator[None]:
+    """teud with these keys: by a restart, or by a reload of the one that runs."""
+    DROP_IN.parent.mkdir(parents=True, exist_ok=True)
+    whole.remove_everything()
+    before = teud_pid()
+    DROP_IN.write_text("".join(f"{key}: {json.dumps(value)}\n" for key, value in keys.items()))
+    try:
+        call("systemctl", "reload" if reload else "restart", "teud")
+        if reload:
+            assert teud_pid() == before
+        yield
+    finally:
+        whole.remove_everything()
+        DROP_IN.unlink()
+        call("systemctl", "restart", "teud")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def profile() -> Iterator[None]:
+    images.need_busybox()
+    rule = {"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO"}
+    PROFILE.write_text(json.dumps({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [rule]}))
+    yield
+    PROFILE.unlink()
+
+
+@pytest.fixture(scope="module")
+def dockerd() -> Iterator[list[str]]:
+    """A client of a dockerd with these keys."""
+    with peers.dockerd(config=KEYS) as daemon:
+        daemon.load_busybox()
+        yield daemon.client
+
+
+def shown(client: list[str], *flags: str) -> tuple[str, dict[str, Any]]:
+    """What such a container sees, and what inspect says of it."""
+    inside = call(*client, "run", "--rm", "--network", "none", *flags, "busybox", "sh", "-c", SHOW)
+    call(*client, "create", "--name", "shown", "--network", "none", *flags, "busybox", "true")
+    host = json.loads(call(*client, "inspect", "-f", "{{json .HostConfig}}", "shown"))
+    call(*client, "rm", "shown")
+    return inside, {key: host[key] for key in ("ShmSize", "IpcMode", "CgroupnsMode", "Ulimits", "SecurityOpt", "Dns")}
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        (),
+        ("--shm-size", "32m", "--ulimit", "nofile=50:60", "--ulimit", "core=0", "--ipc", "private"),
+        ("--cgroupns", "private", "--dns", "192.0.2.9", "--security-opt", "no-new-privileges=false"),
+        ("--security-opt", "seccomp=unconfined", "--dns-search", ".", "--dns-option", "debug"),
+        ("--privileged",),
+    ],
+)
+def test_the_same_keys_give_the_same_container(dockerd: list[str], flags: tuple[str, ...]) -> None:
+    with configured(KEYS):
+        assert shown(list(TEUD), *flags) == shown(dockerd, *flags)
+
+
+def test_info_says_what_is_in_force(dockerd: list[str]) -> None:
+    with configured(KEYS):
+        ours, theirs = (
+            json.loads(call(*client, "info", "-f", "{{json .SecurityOptions}}")) for client in (TEUD, dockerd)
+        )
+    assert {each for each in theirs if "apparmor" not in each} <= set(ours)
+
+
+def test_a_reload_is_in_force_at_once() -> None:
+    """No restart: the daemon is the same process."""
+    with configured({"default-ulimits": {"nofile": "70:80"}, "dns": ["192.0.2.7"]}, reload=True):
+
+        def inside() -> bool:
+            said = call(
+                *TEUD, "run", "--rm", "--network", "none", "busybox", "sh", "-c", "ulimit -Sn; cat /etc/resolv.conf"
+            )
+            return said.startswith("70\n") and "nameserver 192.0.2.7" in said
+
+        eventually("the keys are in force", inside)
+
+
+def test_the_time_to_stop() -> None:
+    with configured({"default-stop-timeout": 1}):
+        call(
+            *TEUD, "run", "-d", "--name", "deaf", "--network", "none", "busybox", "sh", "-c", "trap '' TERM; sleep 600"
+        )
+        call("timeout", "8", *TEUD, "stop", "deaf")
+        assert call(*TEUD, "inspect", "-f", "{{.State.ExitCode}}", "deaf") == "137"
+
+
+def test_the_hosts_gateway() -> None:
+    with configured({"host-gateway-ips": ["192.0.2.1", "2001:db8::1"]}):
+        hosts = call(*TEUD, "run", "--rm", "--add-host", "up:host-gateway", "busybox", "cat", "/etc/hosts")
+    assert [line.split()[0] for line in hosts.splitlines() if line.split()[-1:] == ["up"]] == [
+        "192.0.2.1",
+        "2001:db8::1",
+    ]
