@@ -156,3 +156,27 @@ def test_the_hosts_gateway() -> None:
         "192.0.2.1",
         "2001:db8::1",
     ]
+
+
+def test_what_the_daemon_says_of_itself() -> None:
+    keys = {
+        "labels": ["zone=a"],
+        "proxies": {"http-proxy": "http://u:p@proxy.example:3128", "no-proxy": "a.example"},
+        "min-api-version": "1.30",
+        "log-format": "json",
+    }
+    with configured(keys):
+        found = json.loads(call(*TEUD, "info", "-f", "{{json .}}"))
+        assert found["Labels"] == ["zone=a"]
+        assert (found["HttpProxy"], found["NoProxy"]) == ("http://xxxxx:xxxxx@proxy.example:3128", "a.example")
+        assert call(*TEUD, "version", "-f", "{{.Server.MinAPIVersion}}") == "1.30"
+        refused = call("env", "DOCKER_API_VERSION=1.29", *TEUD, "ps", check=False)
+        assert "client version 1.29 is too old. Minimum supported API version is 1.30" in refused
+        said = call("journalctl", "-u", "teud", "-n", "5", "-o", "cat", f"_PID={teud_pid()}")
+        assert {json.loads(line)["level"] for line in said.splitlines() if line.startswith("{")} >= {"info"}
+
+
+def test_a_reload_tells_what_it_has_applied() -> None:
+    with configured({"labels": ["zone=b"], "data-root": "/var/lib/teu/other"}, reload=True):
+        status = call("systemctl", "show", "-P", "StatusText", "teud")
+        assert "the reload: changed labels; a restart is needed for data-root" in status

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from ipaddress import ip_address, ip_interface, ip_network
 from typing import Any
 from urllib.parse import urlsplit
@@ -20,6 +21,7 @@ from teu.config import (
     matching,
     one_of,
     path,
+    section,
     size,
     text,
 )
@@ -32,6 +34,7 @@ from teu.engine.networks.ipam import Source
 from teu.oci import cdi
 
 FILE = "/etc/teu/teud.yaml"
+API_OLDEST = "1.24"
 LEVELS = ("debug", "info", "warn", "error", "fatal")
 
 
@@ -149,6 +152,13 @@ def _seccomp(value: object) -> str:
     return str(value)
 
 
+def _api_version(value: object) -> str:
+    match = re.fullmatch(r"1\.(\d{1,3})", str(value))
+    if not isinstance(value, str | float) or not match or int(match[1]) < 24:
+        raise Wrong('give a version, "1.24" or a newer one')
+    return str(value)
+
+
 def without_proxy(value: object) -> bool:
     """userland-proxy: there is none."""
     if value is not False:
@@ -199,6 +209,26 @@ KEYS = (
     Key("data-root", path, "/var/lib/teu/engine", "persistent state: engine.db, volumes, container files"),
     Key("exec-root", path, "/run/teu/engine", "state that a reboot ends: FIFOs, network namespaces"),
     Key("log-level", one_of(*LEVELS), "info", "least level of teud's own messages", reload=True),
+    Key(
+        "log-format",
+        one_of("text", "json"),
+        "text",
+        "of teud's own messages: text, with fields in the journal; json: an object on a line, as dockerd's",
+    ),
+    Key(
+        "labels",
+        list_of(matching(r"[^=\s][^=]*=.*", "give KEY=VALUE")),
+        [],
+        "what this engine is called by those who choose among several: KEY=VALUE in teu info",
+        reload=True,
+    ),
+    Key(
+        "min-api-version",
+        _api_version,
+        API_OLDEST,
+        "oldest version of the Engine API that a client may speak",
+        reload=True,
+    ),
     Key("storage-driver", text, "overlayfs", "snapshotter of containerd for images and containers"),
     Key(
         "image-ids",
@@ -399,7 +429,34 @@ KEYS = (
     ),
     Key("registry-mirrors", list_of(text), [], "mirrors of Docker Hub, tried first", reload=True),
     Key("max-concurrent-downloads", integer(1, 64), 3, "layers downloaded at the same time", reload=True),
+    Key("max-concurrent-uploads", integer(1, 64), 5, "layers of a push that are sent at the same time", reload=True),
+    Key(
+        "max-download-attempts",
+        integer(1, 100),
+        5,
+        "how often a registry is asked again after a failure that may pass",
+        reload=True,
+    ),
+    Key(
+        "proxies",
+        section(
+            Key("http-proxy", text, "", "for registries without TLS, as http://proxy.example:3128"),
+            Key("https-proxy", text, "", "for registries with TLS"),
+            Key("no-proxy", text, "", "hosts and domains that are reached without, with commas between them"),
+        ),
+        {},
+        "by which proxies registries are reached; where they say nothing, HTTP_PROXY, HTTPS_PROXY and NO_PROXY do",
+    ),
 )
+
+
+def _doubled(labels: list[str]) -> str:
+    """A key with several values among labels; "" where there is none."""
+    known: dict[str, str] = {}
+    for key, _, value in (label.partition("=") for label in labels):
+        if known.setdefault(key, value) != value:
+            return key
+    return ""
 
 
 def check(settings: Settings) -> None:
@@ -411,6 +468,8 @@ def check(settings: Settings) -> None:
         raise EngineError(f"{settings.where(key)}: {key}: {error}; see teud.yaml(5)") from None
     if any(host.startswith("tcp://") for host in settings["hosts"]):
         check_tcp(settings)
+    if doubled := _doubled(settings["labels"]):
+        raise EngineError(f"{settings.where('labels')}: labels: {doubled} has several values; see teud.yaml(5)")
     for key, wrong in (*options.check(settings), *defaults.check(settings)):
         raise EngineError(f"{settings.where(key)}: {key}: {wrong}; see teud.yaml(5)")
 

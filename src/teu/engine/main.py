@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING
 
 from teu import __version__
 from teu import config as configuration
-from teu.engine.config import FILE, KEYS, LEVELS, check, check_tcp, tcp_target
+from teu.engine.config import API_OLDEST, FILE, KEYS, LEVELS, check, check_tcp, tcp_target
 from teu.engine.core.errors import EngineError, Unreadable
 from teu.linux import memory
 from teu.linux.standard import open_what_is_closed
@@ -63,6 +63,22 @@ OPTIONS = (
     "tlscacert",
     "tlscert",
     "tlskey",
+)
+
+
+# Keys whose values the event of a reload tells, as dockerd's does.
+TOLD = (
+    "authorization-plugins",
+    "default-ipc-mode",
+    "default-runtime",
+    "default-shm-size",
+    "insecure-registries",
+    "labels",
+    "max-concurrent-downloads",
+    "max-concurrent-uploads",
+    "max-download-attempts",
+    "registry-mirrors",
+    "runtimes",
 )
 
 
@@ -123,7 +139,23 @@ def settings(options: argparse.Namespace) -> configuration.Settings:
         result["log-opts"] = {**result["log-opts"], **dict(entry.partition("=")[::2] for entry in options.log_opt)}
     result["containerd"] = result["containerd"].removeprefix("unix://")
     check(result)
+    if result["min-api-version"] != API_OLDEST:
+        from teu.engine.api.server import API_VERSION, version_text  # 11 ms
+
+        if tuple(map(int, result["min-api-version"].split("."))) > API_VERSION:
+            raise EngineError(
+                f"{result.where('min-api-version')}: min-api-version: the newest version that teud speaks is "
+                f"{version_text(API_VERSION)}"
+            )
     return result
+
+
+def proxies(config: configuration.Settings) -> None:
+    """For whoever speaks to registries: the environment, as everywhere."""
+    for key, value in config["proxies"].items():
+        if value:
+            name = key.upper().replace("-", "_")
+            os.environ[name] = os.environ[name.lower()] = value
 
 
 def listeners(config: configuration.Settings) -> list[socket.socket]:
@@ -226,7 +258,9 @@ def main() -> int:
     if options.validate:
         print("configuration OK")
         return 0
-    journal.setup("teud", "error" if config["log-level"] == "fatal" else config["log-level"])
+    level = "error" if config["log-level"] == "fatal" else config["log-level"]
+    journal.setup("teud", level, objects=config["log-format"] == "json")
+    proxies(config)
     if options.pidfile:
         Path(options.pidfile).write_text(f"{os.getpid()}\n")
     try:
@@ -361,10 +395,14 @@ def reload(engine: Engine, options: argparse.Namespace) -> None:
         for key in applied:
             engine.config[key] = fresh[key]
         journal.set_level(fresh["log-level"])
-        log.info("configuration read again: changed %s", ", ".join(applied) or "nothing")
+        told = f"changed {', '.join(applied) or 'nothing'}"
+        log.info("configuration read again: %s", told)
         if restart:
             log.warning("these keys need a restart of teud to take effect: %s", ", ".join(restart))
-        engine.events.publish("daemon", "reload", engine.id, {"name": os.uname().nodename})
+            told += f"; a restart is needed for {', '.join(restart)}"
+        values = {key: value if isinstance(value := engine.config[key], str) else json.dumps(value) for key in TOLD}
+        engine.events.publish("daemon", "reload", engine.id, {"name": os.uname().nodename, **values})
     except (configuration.ConfigError, EngineError) as error:
         log.error("the configuration is kept as it was: %s", error)
-    notify.ready("Serving the Docker Engine API")
+        told = f"the configuration is kept as it was: {error}"
+    notify.ready(f"Serving the Docker Engine API; the reload: {told}")

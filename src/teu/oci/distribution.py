@@ -121,7 +121,8 @@ class Options(NamedTuple):
     not verified and plain HTTP may be spoken; loopback always is such a place. `mirrors`: bases asked before
     docker.io. `schemes`: what is spoken to the registry, the first at first. `verify`: certificates are looked at.
     `authority`: file of those that are trusted in place of the system's; `authorities`, `pairs`: as of a `Place`.
-    `watch` is told of every exchange, for those who want to see them."""
+    `watch` is told of every exchange, for those who want to see them. `attempts`: how often a request that fails for a
+    reason that may pass is made before it is given up."""
 
     insecure: tuple[str, ...] = ()
     mirrors: tuple[str, ...] = ()
@@ -133,6 +134,7 @@ class Options(NamedTuple):
     authorities: tuple[str, ...] = ()
     pairs: tuple[tuple[str, str], ...] = ()
     watch: Watch | None = None
+    attempts: int = ATTEMPTS
 
 
 class Watch:
@@ -543,7 +545,7 @@ class Registry:
     ) -> Answer:
         """One request below /v2/ or to an address that the registry gave; authenticates, follows, tries again."""
         failure: RegistryError | None = None
-        for attempt in range(ATTEMPTS):
+        for attempt in range(self.options.attempts):
             if attempt:
                 self._wait(BACKOFF_SECONDS * 2 ** (attempt - 1))
             spoken = self._schemes[0]
@@ -815,10 +817,10 @@ class Registry:
                 raise
             if offset >= size:
                 return
-            fruitless = 0 if offset > before and fruitless < ATTEMPTS else fruitless + 1
+            fruitless = 0 if offset > before and fruitless < self.options.attempts else fruitless + 1
             if offset == before:
                 fruitless += 1
-            if fruitless >= ATTEMPTS or answer.headers.get("Content-Length") == str(offset):
+            if fruitless >= self.options.attempts or answer.headers.get("Content-Length") == str(offset):
                 raise Truncated(f"blob {descriptor['digest']} ends after {offset} of {size} bytes: {failure}")
             self._wait(BACKOFF_SECONDS)
 

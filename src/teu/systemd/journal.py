@@ -16,6 +16,7 @@ import os
 import socket
 import struct
 import sys
+import time
 import traceback
 from collections.abc import Mapping
 
@@ -132,10 +133,33 @@ def priority(level: int) -> int:
     return 6 if level >= logging.INFO else 7
 
 
-def setup(identifier: str, level: str = "info") -> None:
-    """Send the process's logs to the journal where stderr leads there, else to stderr."""
+class _Objects(logging.Formatter):
+    """Each message as an object of JSON on a line: time, level, msg and, of a failure, error."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        import json  # 1.5 ms, for those who ask for it
+
+        level = next((name for name, number in reversed(LEVELS.items()) if record.levelno >= number), "debug")
+        said = {
+            "level": "warning" if level == "warn" else level,
+            "msg": record.getMessage(),
+            "time": f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(record.created))}.{int(record.msecs):03}Z",
+            "module": record.name,
+        }
+        if record.exc_info and record.exc_info[0]:
+            said["error"] = "".join(traceback.format_exception(*record.exc_info))
+        said.update({name: str(value) for name, value in record.__dict__.items() if name.isupper()})
+        return json.dumps(said)
+
+
+def setup(identifier: str, level: str = "info", *, objects: bool = False) -> None:
+    """Send the process's logs to the journal where stderr leads there, else to stderr; with `objects` to stderr in any
+    case, an object of JSON on each line."""
     handler: logging.Handler
-    if connected():
+    if objects:
+        handler = logging.StreamHandler()
+        handler.setFormatter(_Objects())
+    elif connected():
         handler = JournalHandler(identifier)
     else:
         handler = logging.StreamHandler()

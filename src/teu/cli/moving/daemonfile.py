@@ -48,6 +48,12 @@ SAME = (
     "init",
     "init-path",
     "insecure-registries",
+    "labels",
+    "log-format",
+    "max-concurrent-uploads",
+    "max-download-attempts",
+    "min-api-version",
+    "proxies",
     "ip",
     "ip-forward",
     "ip-masq",
@@ -77,17 +83,14 @@ ALWAYS = {
     "group": "the unit teud.socket says which group its socket has",
     "live-restore": "containers always outlive teud",
     "pidfile": "systemd knows the process",
+    "raw-logs": "teud's messages have no colours",
     "userland-proxy": "rules of the kernel publish ports",
     "userland-proxy-path": "rules of the kernel publish ports",
 }
 # What there is no key for, and what does it.
 ELSEWHERE = {
     "builder": "builds are teu-buildkitd's: teu-buildkitd.yaml(5)",
-    "http-proxy": "systemctl edit teud: Environment=HTTP_PROXY=...",
-    "https-proxy": "systemctl edit teud: Environment=HTTPS_PROXY=...",
-    "no-proxy": "systemctl edit teud: Environment=NO_PROXY=...",
     "oom-score-adjust": "systemctl edit teud: OOMScoreAdjust=",
-    "proxies": "systemctl edit teud: Environment=HTTPS_PROXY=...",
     "userns-remap": "containers of the other engine's ids are not taken over",
 }
 Verdict = tuple[str, str, str]
@@ -216,6 +219,11 @@ def _gateway(result: Result, key: str, value: Any) -> None:
     result.use(key, "host-gateway-ips", [value])
 
 
+def _proxy(result: Result, key: str, value: Any) -> None:
+    """As docker's flags are called; in daemon.json they are keys of `proxies`."""
+    result.use(key, "proxies", {**result.values.get("proxies", {}), key: value})
+
+
 SPECIAL: dict[str, Callable[[Result, str, Any], None]] = {
     "debug": _debug,
     "default-runtime": _default_runtime,
@@ -223,9 +231,12 @@ SPECIAL: dict[str, Callable[[Result, str, Any], None]] = {
     "features": _features,
     "host-gateway-ip": _gateway,
     "hosts": _hosts,
+    "http-proxy": _proxy,
+    "https-proxy": _proxy,
     "ip6tables": _iptables,
     "iptables": _iptables,
     "log-opts": _log_opts,
+    "no-proxy": _proxy,
     "runtimes": _runtimes,
     "storage-driver": _storage,
 }

@@ -77,6 +77,12 @@ def version_text(version: tuple[int, int]) -> str:
     return f"{version[0]}.{version[1]}"
 
 
+def oldest(engine: Engine) -> tuple[int, int]:
+    """The oldest version of the API that a client may speak."""
+    major, _, minor = str(engine.config.get("min-api-version", "")).partition(".")
+    return max(API_MINIMUM, (int(major), int(minor))) if major else API_MINIMUM
+
+
 class _Body(io.RawIOBase):
     """The request's body as a file; Expect: 100-continue is answered at the first read."""
 
@@ -275,10 +281,10 @@ class _Connection:
         if match := _VERSION.fullmatch(path):
             version = (int(match[1][:9]), int(match[2][:9]))
             path = match[3]
-            if version < API_MINIMUM:
+            if version < (minimum := oldest(self.server.engine)):
                 raise BadRequest(
                     f"client version {version_text(version)} is too old. Minimum supported API version is "
-                    f"{version_text(API_MINIMUM)}, please upgrade your client to a newer version"
+                    f"{version_text(minimum)}, please upgrade your client to a newer version"
                 )
             if version > API_VERSION:
                 raise BadRequest(

@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+import collections
 import functools
+import queue
+import threading
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -11,7 +14,7 @@ from teu.engine.backend import containerd, content
 from teu.engine.core.departure import NOBODY, Departure
 from teu.engine.core.errors import EngineError, NotFound
 from teu.engine.images import packing, platforms, registries
-from teu.engine.images.transfer import Message, sources, status
+from teu.engine.images.transfer import Detail, Message, sources, status
 from teu.oci import distribution, image_spec
 
 if TYPE_CHECKING:
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
     from teu.oci.reference import Reference
 
 INDEX_MAX = 1000  # manifests of an index that is pushed whole
+UPLOADS = 5  # at the same time, where teud.yaml says nothing
 
 
 class Parts(NamedTuple):
@@ -62,6 +66,101 @@ def push(
                 raise EngineError(str(error)) from None
 
 
+class _Blobs:
+    """The layers and configurations of a name on their way, several at a time."""
+
+    def __init__(
+        self,
+        images: Images,
+        registry: distribution.Registry,
+        wanted: Reference,
+        name: Name,
+        parts: Parts,
+        departure: Departure,
+    ) -> None:
+        self._images, self._registry, self._wanted, self._departure = images, registry, wanted, departure
+        self._shown = name.reference.familiar() if name.reference else name.name
+        self._layers = {layer["digest"] for layer in parts.layers}
+        each = {descriptor["digest"]: descriptor for descriptor in (*parts.configs, *parts.layers)}
+        order = dict.fromkeys(descriptor["digest"] for descriptor in (*parts.layers, *parts.configs))
+        self._waiting = collections.deque(each[digest] for digest in order)
+        self._told: queue.Queue[Message | None] = queue.Queue()
+        self._failures: list[BaseException] = []
+
+    def messages(self) -> Iterator[Message]:
+        """Ends when the registry has all of them. Raises what went wrong first."""
+        limit = int(self._images.settings.get("max-concurrent-uploads") or UPLOADS)
+        workers = [threading.Thread(target=self._work, name="push") for _ in range(min(limit, len(self._waiting)))]
+        running = len(workers)
+        for worker in workers:
+            worker.start()
+        try:
+            while running:
+                message = self._told.get()
+                if message is None:
+                    running -= 1
+                else:
+                    yield message
+        finally:
+            if running:  # nobody listens any more
+                self._end(GeneratorExit())
+            for worker in workers:
+                worker.join()
+        if self._failures:
+            raise self._failures[0]
+
+    def _end(self, error: BaseException) -> None:
+        """The others need not go on."""
+        self._failures.append(error)
+        self._waiting.clear()
+        self._registry.abort()
+
+    def _work(self) -> None:
+        try:
+            while self._waiting and not self._failures:
+                try:
+                    descriptor = self._waiting.popleft()
+                except IndexError:  # another has taken the last one
+                    return
+                self._send(descriptor)
+        except BaseException as error:
+            self._end(error)
+        finally:
+            self._told.put(None)
+
+    def _tell(self, text: str, descriptor: Descriptor, progress: Detail | None = None) -> None:
+        """Of layers; nobody is told of configurations."""
+        if descriptor["digest"] in self._layers:
+            self._told.put(status(text, descriptor["digest"], progress))
+
+    def _send(self, descriptor: Descriptor) -> None:
+        client, path, digest = self._images.client, self._wanted.path, descriptor["digest"]
+        if self._registry.has_blob(path, digest):
+            self._tell("Layer already exists", descriptor)
+            return
+        if not content.exists(client, digest):
+            raise EngineError(f"{self._shown} cannot be pushed as it is: blob {digest} is not here{_REMEDY}")
+        address = ""
+        label = content.info(client, digest).labels.get(content.SOURCE_LABEL + self._wanted.domain, "")
+        source = next((each for each in label.split(",") if each and each != path), "")
+        if source:
+            try:
+                address = self._registry.mount_blob(path, digest, source)
+            except distribution.RegistryError:
+                address = ""
+            else:
+                if not address:
+                    self._tell(f"Mounted from {source}", descriptor)
+                    return
+        self._tell("Pushing", descriptor, {"current": 0, "total": descriptor["size"]})
+        # http.client sends an iterable of bytes as it comes; a retry starts it again.
+        chunks = functools.partial(content.chunks, client, digest, departure=self._departure)
+        self._registry.upload(path, descriptor, chunks, address)
+        content.label(client, digest, sources(self._images, digest, content.source_label(self._wanted.domain, path)))
+        self._tell("Pushing", descriptor, {"current": descriptor["size"], "total": descriptor["size"]})
+        self._tell("Pushed", descriptor)
+
+
 def _push(
     images: Images, registry: distribution.Registry, wanted: Reference, name: Name, parts: Parts, departure: Departure
 ) -> Iterator[Message]:
@@ -70,41 +169,7 @@ def _push(
     assert reference is not None
     for layer in parts.layers:
         yield status("Preparing", layer["digest"])
-    done: set[str] = set()
-    for descriptor in [*parts.layers, *parts.configs]:
-        digest = descriptor["digest"]
-        shown = descriptor in parts.layers
-        if digest in done:
-            continue
-        done.add(digest)
-        if registry.has_blob(wanted.path, digest):
-            if shown:
-                yield status("Layer already exists", digest)
-            continue
-        if not content.exists(client, digest):
-            raise EngineError(f"{reference.familiar()} cannot be pushed as it is: blob {digest} is not here{_REMEDY}")
-        address = ""
-        label = content.info(client, digest).labels.get(content.SOURCE_LABEL + wanted.domain, "")
-        source = next((path for path in label.split(",") if path and path != wanted.path), "")
-        if source:
-            try:
-                address = registry.mount_blob(wanted.path, digest, source)
-            except distribution.RegistryError:
-                address = ""
-            else:
-                if not address:
-                    if shown:
-                        yield status(f"Mounted from {source}", digest)
-                    continue
-        if shown:
-            yield status("Pushing", digest, {"current": 0, "total": descriptor["size"]})
-        # http.client sends an iterable of bytes as it comes; a retry starts it again.
-        chunks = functools.partial(content.chunks, client, digest, departure=departure)
-        registry.upload(wanted.path, descriptor, chunks, address)
-        content.label(client, digest, sources(images, digest, content.source_label(wanted.domain, wanted.path)))
-        if shown:
-            yield status("Pushing", digest, {"current": descriptor["size"], "total": descriptor["size"]})
-            yield status("Pushed", digest)
+    yield from _Blobs(images, registry, wanted, name, parts, departure).messages()
     digest, size = "", 0
     for descriptor in parts.manifests:
         digest = descriptor["digest"]

@@ -27,6 +27,7 @@ def options(settings: Settings) -> distribution.Options:
         insecure=tuple(settings.get("insecure-registries") or ()),
         mirrors=tuple(settings.get("registry-mirrors") or ()),
         user_agent=f"teu/{__version__}",
+        attempts=int(settings.get("max-download-attempts") or distribution.ATTEMPTS),
     )
 
 

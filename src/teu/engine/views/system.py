@@ -77,6 +77,14 @@ def _registries(settings: Settings) -> dict[str, object]:
     }
 
 
+def _proxy(name: str) -> str:
+    """What the environment says, which has what teud.yaml does; without a password."""
+    found = os.environ.get(name) or os.environ.get(name.lower()) or ""
+    before, at, rest = found.rpartition("@")
+    scheme, slashes, _ = before.partition("//") if "//" in before else ("", "", "")
+    return f"{scheme}{slashes}xxxxx:xxxxx@{rest}" if at else found
+
+
 def _address_pools(settings: Settings) -> dict[str, object]:
     """DefaultAddressPools of GET /info: those of teud.yaml, if there are any."""
     pools = [{"Base": str(source.base), "Size": source.size} for source in settings["default-address-pools"]]
@@ -155,11 +163,11 @@ def info(engine: Engine, version: tuple[int, int]) -> dict[str, object]:
         "MemTotal": _memory(),
         "GenericResources": None,
         "DockerRootDir": engine.data_root,
-        "HttpProxy": "",
-        "HttpsProxy": "",
-        "NoProxy": "",
+        "HttpProxy": _proxy("HTTP_PROXY"),
+        "HttpsProxy": _proxy("HTTPS_PROXY"),
+        "NoProxy": _proxy("NO_PROXY"),
         "Name": os.uname().nodename,
-        "Labels": [],
+        "Labels": list(engine.config["labels"]),
         "ExperimentalBuild": False,
         "ServerVersion": __version__,
         "Runtimes": runtimes,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from teu import __version__
 from teu.engine.api.messages import Request, Response, json_response, stream, text
 from teu.engine.api.router import route
-from teu.engine.api.server import API_MINIMUM, API_VERSION, version_text
+from teu.engine.api.server import API_VERSION, oldest, version_text
 from teu.engine.core import events as bus
 from teu.engine.core import fields, times
 from teu.engine.core.errors import BadRequest, EngineError, Unavailable
@@ -63,7 +63,7 @@ def version(engine: Engine, request: Request) -> Response:
         "Experimental": "false",
         "GitCommit": "",
         "KernelVersion": platform.release(),
-        "MinAPIVersion": version_text(API_MINIMUM),
+        "MinAPIVersion": version_text(oldest(engine)),
         "Os": "linux",
     }
     components = [{"Name": "Engine", "Version": __version__, "Details": details}]
@@ -80,7 +80,7 @@ def version(engine: Engine, request: Request) -> Response:
             "Components": components,
             "Version": __version__,
             "ApiVersion": version_text(API_VERSION),
-            "MinAPIVersion": version_text(API_MINIMUM),
+            "MinAPIVersion": version_text(oldest(engine)),
             "GitCommit": "",
             "GoVersion": "",
             "PythonVersion": platform.python_version(),
