@@ -25,7 +25,7 @@ from teu.config import (
     size,
     text,
 )
-from teu.engine.containers import defaults
+from teu.engine.containers import defaults, runtimes
 from teu.engine.containers.defaults import Limit
 from teu.engine.core.errors import EngineError
 from teu.engine.logs import registry
@@ -152,6 +152,15 @@ def _seccomp(value: object) -> str:
     return str(value)
 
 
+def _runtime(value: object) -> object:
+    """Kept as it is written."""
+    try:
+        runtimes.read(value)
+    except ValueError as error:
+        raise Wrong(str(error)) from None
+    return value
+
+
 def _api_version(value: object) -> str:
     match = re.fullmatch(r"1\.(\d{1,3})", str(value))
     if not isinstance(value, str | float) or not match or int(match[1]) < 24:
@@ -237,8 +246,20 @@ KEYS = (
         "what names an image: the digest of its configuration, or of the manifest or index that its name stands for, as"
         " since docker keeps images in containerd",
     ),
-    Key("default-runtime", text, "io.containerd.teu.v2", "runtime of containers that name none", reload=True),
-    Key("runtimes", map_of(text), {}, "short names for runtimes of containerd, for --runtime", reload=True),
+    Key(
+        "default-runtime",
+        text,
+        runtimes.OWN,
+        "runtime of containers that name none: one of runtimes, teu, runc, or containerd's name of a shim",
+        reload=True,
+    ),
+    Key(
+        "runtimes",
+        map_of(_runtime),
+        {},
+        "more runtimes for --runtime, by names of yours: a program with runc's command line, or a shim of containerd's",
+        reload=True,
+    ),
     Key(
         "firewall",
         one_of(*hostfirewall.MODES),
@@ -470,6 +491,10 @@ def check(settings: Settings) -> None:
         check_tcp(settings)
     if doubled := _doubled(settings["labels"]):
         raise EngineError(f"{settings.where('labels')}: labels: {doubled} has several values; see teud.yaml(5)")
+    try:
+        runtimes.find("", settings)
+    except EngineError as error:
+        raise EngineError(f"{settings.where('default-runtime')}: default-runtime: {error}; see teud.yaml(5)") from None
     for key, wrong in (*options.check(settings), *defaults.check(settings)):
         raise EngineError(f"{settings.where(key)}: {key}: {wrong}; see teud.yaml(5)")
 

@@ -198,16 +198,6 @@ def _features(result: Result, key: str, value: Any) -> None:
         result.say(key, UNKNOWN, "teud has no such features")
 
 
-def _runtimes(result: Result, key: str, value: Any) -> None:
-    named = {name: each["runtimeType"] for name, each in value.items() if each.get("runtimeType")}
-    if named:
-        result.use(key, "runtimes", named)
-    others = [name for name in value if name not in named]
-    if others:
-        why = f"{', '.join(others)}: a runtime here is one of containerd's (runtimeType), not a path"
-        result.say(key, UNKNOWN, why)
-
-
 def _default_runtime(result: Result, key: str, value: Any) -> None:
     if value == "runc":
         result.say(key, NEEDLESS, "teu-runc is in its place; --runtime io.containerd.runc.v2 is runc")
@@ -237,7 +227,6 @@ SPECIAL: dict[str, Callable[[Result, str, Any], None]] = {
     "iptables": _iptables,
     "log-opts": _log_opts,
     "no-proxy": _proxy,
-    "runtimes": _runtimes,
     "storage-driver": _storage,
 }
 # Keys that teud looks at together.

@@ -50,9 +50,9 @@ def create_container(
     snapshotter: str,
     snapshot: str,
     spec: Mapping[str, object],
-    options: bytes,
+    options: tuple[str, bytes],
 ) -> None:
-    """`options`: of containerd.runc.v1.Options, encoded."""
+    """`options`: for the shim, the type of a message and itself encoded."""
     from teu.api.services.containers.v1 import containers_pb2
 
     message = containers_pb2.Container(
@@ -63,9 +63,8 @@ def create_container(
         labels={"teu.name": name},
     )
     message.runtime.name = runtime
-    if options:
-        message.runtime.options.type_url = "containerd.runc.v1.Options"
-        message.runtime.options.value = options
+    if options[0]:
+        message.runtime.options.type_url, message.runtime.options.value = options
     message.spec.type_url = SPEC_TYPE
     message.spec.value = json.dumps(spec, separators=(",", ":")).encode()
     request = containers_pb2.CreateContainerRequest(container=message)
@@ -112,7 +111,7 @@ def create(
     mounts: list[mount_pb2.Mount],
     paths: tuple[str, str, str],
     terminal: bool,
-    options: bytes,
+    options: tuple[str, bytes],
 ) -> int:
     from teu.api.services.tasks.v1 import tasks_pb2
 
@@ -124,9 +123,8 @@ def create(
         stderr=paths[2],
         terminal=terminal,
     )
-    if options:
-        request.options.type_url = "containerd.runc.v1.Options"
-        request.options.value = options
+    if options[0]:
+        request.options.type_url, request.options.value = options
     return int(client.tasks.Create(request, timeout=START_SECONDS).pid)
 
 

@@ -328,21 +328,6 @@ def signal_number(text: str) -> int:
         raise BadRequest(f"invalid signal: {text[:100]}") from None
 
 
-def runtime_name(name: str, default: str, configured: Mapping[str, object]) -> str:
-    """containerd's name of an OCI runtime that a user names."""
-    if not name:
-        return default
-    if name in configured:
-        return str(configured[name])
-    if name == "runc":
-        return "io.containerd.runc.v2"
-    if name == "teu":
-        return "io.containerd.teu.v2"
-    if re.fullmatch(r"io\.containerd\.[\w.-]+\.v\d", name):
-        return name
-    raise BadRequest(f"unknown or invalid runtime name: {name}")
-
-
 # -- networks --------------------------------------------------------------------------------------------
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from teu.engine.backend import containerd
-from teu.engine.containers import defaults, health_rules, hostconfig, records
+from teu.engine.containers import defaults, health_rules, hostconfig, records, runtimes
 from teu.engine.containers.model import Container
 from teu.engine.containers.state import Saved
 from teu.engine.core.errors import BadRequest, EngineError, NotFound
@@ -49,7 +49,7 @@ def create(
         engine.containers.check_name(name)
     if not config.image:
         raise BadRequest("config cannot be empty: Image is needed in order to create a container")
-    hostconfig.runtime_name(host.runtime, engine.config["default-runtime"], engine.config.get("runtimes") or {})
+    runtimes.find(host.runtime, engine.config)
     hostconfig.check_joined(config, host)
     image = engine.images.resolve(config.image, platform)
     merge(config, image.config.get("config") or {})

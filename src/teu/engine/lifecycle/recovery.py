@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from teu.engine.backend import containerd, tasks
-from teu.engine.containers import boot, proc
+from teu.engine.containers import boot, proc, runtimes
 from teu.engine.containers.model import Container
 from teu.engine.core.errors import Conflict
 from teu.engine.core.times import timestamp
@@ -235,7 +235,7 @@ def sweep(engine: Engine) -> None:
     for identity in {*made, *running}.difference(steps):
         if engine.containers.find(identity) is None:
             if identity not in made:
-                tasks.stand_for(engine.containerd, identity, engine.config["default-runtime"])
+                tasks.stand_for(engine.containerd, identity, runtimes.find("", engine.config).shim)
             log.info("removing container %s, which no record stands for", identity[:12])
             tasks.discard(engine.containerd, identity)
     request = snapshots_pb2.ListSnapshotsRequest(

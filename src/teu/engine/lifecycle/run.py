@@ -26,7 +26,7 @@ from teu.engine.containers.model import Container
 from teu.engine.core.errors import BadRequest, Conflict, EngineError, NotFound, NotModified
 from teu.engine.core.times import nanoseconds, timestamp
 from teu.engine.files import snapshots
-from teu.engine.lifecycle import health
+from teu.engine.lifecycle import health, shimoptions
 from teu.engine.spec import build, mounts
 from teu.engine.streams.hub import FINISH_SECONDS
 from teu.linux import trees
@@ -43,9 +43,6 @@ KILL_SECONDS = 10
 RESTART_FIRST = 0.1
 RESTART_LONGEST = 60.0
 RESTART_SETTLED = 10.0  # who ran this long starts again without delay
-
-# containerd.runc.v1.Options{systemd_cgroup: true}
-SYSTEMD_CGROUP = b"\x48\x01"
 
 
 def stdio_paths(container: Container) -> tuple[str, str, str]:
@@ -119,7 +116,8 @@ def _run(engine: Engine, container: Container) -> int:
         undo.callback(_release, engine, container)
         attachment = engine.endpoints.attach(container)
         specification = build.build(engine, container, attachment, sources)
-        options = SYSTEMD_CGROUP if build.systemd_cgroup(engine, container) else b""
+        runtime = build.runtime(engine, container)
+        options = shimoptions.told(runtime, build.systemd_cgroup(engine, container), engine.data_root)
         layers = snapshots.mounts(engine, container)
         paths = stdio_paths(container)
         undo.callback(container.hub.discard)
@@ -131,7 +129,7 @@ def _run(engine: Engine, container: Container) -> int:
             container.id,
             container.name,
             container.config.image,
-            container.host_config.runtime,
+            runtime.shim,
             engine.config["storage-driver"],
             container.snapshot_key,
             specification,

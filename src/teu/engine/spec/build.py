@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from teu.engine.containers import defaults as container_defaults
-from teu.engine.containers import hostconfig, proc
+from teu.engine.containers import hostconfig, proc, runtimes
 from teu.engine.core.errors import BadRequest, EngineError, NotFound
 from teu.engine.spec import device_requests, devices, mounts
 from teu.engine.spec.process import Command, Security, capabilities, process, security_options
@@ -173,14 +173,19 @@ def _annotations(engine: Engine, container: Container) -> dict[str, str]:
 def cgroups_path(engine: Engine, container: Container) -> str:
     """slice:prefix:name: the shim (or a runtime with systemd's driver) makes a scope of it."""
     parent = container.host_config.cgroup_parent or engine.config.get("cgroup-parent") or ""
-    if systemd_cgroup(engine, container) or container.host_config.runtime == "io.containerd.teu.v2":
+    if systemd_cgroup(engine, container) or runtime(engine, container).shim == runtimes.OWN:
         return f"{parent or 'teu.slice'}:teu:{container.id}"
     return posixpath.join(parent or "/teu", container.id)
 
 
+def runtime(engine: Engine, container: Container) -> runtimes.Runtime:
+    """What runs it, by the configuration that is in force. Raises BadRequest where it has no such runtime any more."""
+    return runtimes.find(container.host_config.runtime, engine.config)
+
+
 def systemd_cgroup(engine: Engine, container: Container) -> bool:
     """Does a foreign shim's runtime have to ask systemd itself?"""
-    return container.host_config.runtime != "io.containerd.teu.v2" and os.path.isdir("/run/systemd/system")
+    return runtime(engine, container).shim != runtimes.OWN and os.path.isdir("/run/systemd/system")
 
 
 def _namespace(other: Container, kind: str, sources: contextlib.ExitStack) -> str:

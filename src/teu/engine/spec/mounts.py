@@ -18,6 +18,7 @@ import stat
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from teu.engine.containers import runtimes
 from teu.engine.containers.state import MountOptions, MountPoint
 from teu.engine.core.errors import BadRequest, EngineError, NotFound
 from teu.engine.core.fields import BindOptions, DriverConfig, Mount, TmpfsOptions, VolumeOptions
@@ -346,7 +347,7 @@ def for_spec(engine: Engine, container: Container, sources: contextlib.ExitStack
     drop_parts(container.runtime_directory)  # of a start that did not come to its end
     result = []
     for point in container.mounts:
-        access = _access(container, point)
+        access = _access(engine, container, point)
         if point.type == "tmpfs":
             words = point.options.tmpfs or []
             if "noexec" not in words and "exec" not in words:  # of a record that was made before these were in it
@@ -362,14 +363,15 @@ def for_spec(engine: Engine, container: Container, sources: contextlib.ExitStack
     return sorted(result, key=lambda mount: str(mount["destination"]).count("/"))
 
 
-def _access(container: Container, point: MountPoint) -> list[str]:
+def _access(engine: Engine, container: Container, point: MountPoint) -> list[str]:
     """The option for a read-only mount, if it is one. Raises BadRequest where it cannot be as deep as was asked for."""
     if point.rw:
         return []
     if point.type == "tmpfs" or point.options.shallow is None or point.options.shallow:
         return ["ro"]
     runtime = container.host_config.runtime
-    if runtime in RECURSIVE_READ_ONLY:
+    found = runtimes.find(runtime, engine.config)
+    if found.shim in RECURSIVE_READ_ONLY and not found.path:
         return ["rro"]
     if point.options.deep:
         raise BadRequest(f"runtime {runtime} is not known to mount recursively read-only")

@@ -103,8 +103,12 @@ def info(engine: Engine, version: tuple[int, int]) -> dict[str, object]:
     security.append("name=cgroupns")
     if engine.config["no-new-privileges"]:
         security.append("name=no-new-privileges")
-    runtimes = {"io.containerd.teu.v2": {"path": "/usr/bin/containerd-shim-teu-v2"}, "runc": {"path": "runc"}}
-    runtimes.update({key: {"path": str(value)} for key, value in (engine.config.get("runtimes") or {}).items()})
+    runtimes: dict[str, dict[str, object]] = {
+        "io.containerd.teu.v2": {"path": "/usr/bin/containerd-shim-teu-v2"},
+        "runc": {"path": "runc"},
+    }
+    for key, value in engine.config["runtimes"].items():
+        runtimes[key] = {"runtimeType": value} if isinstance(value, str) else value
     folders = list(engine.config.get("cdi-spec-dirs", cdi.FOLDERS))
     warnings = []
     for controller, what in (("memory", "memory limit"), ("cpu", "cpu cfs quota"), ("pids", "pids limit")):
