@@ -96,6 +96,9 @@ def missing(need: str) -> str:
         return "" if os.access("/dev/kvm", os.R_OK | os.W_OK) else "no /dev/kvm"
     if need == "loop":
         return "" if Path("/dev/loop0").exists() else "no loop devices"
+    if need == "nfsd":
+        has = subprocess.run(["modprobe", "-q", "nfsd"], capture_output=True, check=False).returncode == 0
+        return "" if has else "this kernel has no NFS server"
     if need == "packages":  # the Debian packages, not the working tree in their place
         found = subprocess.run(["dpkg", "-s", "teu"], capture_output=True, check=False)
         return "" if found.returncode == 0 else "Teu's packages are not installed"

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import socket
@@ -82,8 +83,9 @@ def test_the_reason_is_told_and_nothing_is_stacked(
 
     monkeypatch.setattr(local_mount, "syscall", refuse)
     asked = {"path": str(tmp_path), "options": {"type": "ext4", "device": "/dev/none"}}
-    monkeypatch.setattr(sys, "argv", ["local_mount.py", json.dumps(asked)])
+    monkeypatch.setattr(sys, "stdin", io.StringIO(json.dumps(asked)))
     assert local_mount.main() == 1
     assert capsys.readouterr().err == (f"mount /dev/none:{tmp_path}, flags: 0x0, data: : no such file or directory")
     monkeypatch.setattr(local_mount.trees, "is_mount_root", lambda path: path == os.fspath(tmp_path))
+    monkeypatch.setattr(sys, "stdin", io.StringIO(json.dumps(asked)))
     assert local_mount.main() == 0, "something is mounted there already"

@@ -50,7 +50,8 @@ def test_a_volume_takes_all_words_of_mount(tmp_path: Path, words: str, seen: str
             os._exit(77)
 
     script = (
-        f"import subprocess, sys; done = subprocess.run([sys.executable, '-IS', {str(program)!r}, {asked!r}]); "
+        "import subprocess, sys; "
+        f"done = subprocess.run([sys.executable, '-IS', {str(program)!r}], input={asked.encode()!r}); "
         f"print(*[line for line in open('/proc/self/mountinfo') if {str(tmp_path)!r} in line]); "
         "sys.exit(done.returncode)"
     )

@@ -20,6 +20,7 @@ from teu.engine.core.errors import BadRequest, Conflict, EngineError
 from teu.linux import trees
 
 OPTIONS = {"type", "o", "device", "size"}
+OF_SERVERS = ("nfs", "nfs4", "cifs", "smb3")  # whose device may begin with a slash, too
 
 # How long a mount may take: a server that does not answer must not hold a container's start for ever.
 MOUNT_SECONDS = 60.0
@@ -75,7 +76,8 @@ class Local:
 
     def host_paths(self, name: str, options: dict[str, str]) -> list[str]:
         device = options.get("device") or ""
-        return [self.path(name), *([device] if device.startswith("/") else [])]
+        here = device.startswith("/") and options.get("type") not in OF_SERVERS
+        return [self.path(name), *([device] if here else [])]
 
     def release(self, name: str) -> None:
         trees.unmount(self.path(name))
@@ -91,15 +93,16 @@ def _mount(options: dict[str, str], path: str) -> None:
     """In a process of its own: what waits for a server in the kernel can be killed, which a thread cannot."""
     program = str(Path(__file__).with_name("local_mount.py"))
     worker = subprocess.Popen(
-        [sys.executable, "-IS", program, json.dumps({"path": path, "options": options})],
-        stdin=subprocess.DEVNULL,
+        [sys.executable, "-IS", program],
+        stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         cwd="/",
         env={"LC_ALL": "C.UTF-8"},
     )
     try:
-        _, said = worker.communicate(timeout=MOUNT_SECONDS)
+        asked = json.dumps({"path": path, "options": options}).encode()
+        _, said = worker.communicate(asked, timeout=MOUNT_SECONDS)
         reason = said.decode(errors="replace").strip()
     except subprocess.TimeoutExpired:
         worker.kill()
