@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import subprocess
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -180,3 +181,32 @@ def test_a_reload_tells_what_it_has_applied() -> None:
     with configured({"labels": ["zone=b"], "data-root": "/var/lib/teu/other"}, reload=True):
         status = call("systemctl", "show", "-P", "StatusText", "teud")
         assert "the reload: changed labels; a restart is needed for data-root" in status
+
+
+def metrics(address: str) -> dict[str, float]:
+    """Each sample, with its labels where it has some."""
+    with urllib.request.urlopen(f"http://{address}/metrics", timeout=10) as answer:
+        lines = answer.read().decode().splitlines()
+    return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines if not line.startswith("#")}
+
+
+def test_metrics_have_dockerds_names() -> None:
+    ours, theirs = (f"127.0.0.1:{peers.free_port()}" for _ in range(2))
+    with configured({"metrics-addr": ours}), peers.dockerd(config={"metrics-addr": theirs}) as daemon:
+        daemon.load_busybox()
+        for client in (list(TEUD), daemon.client):
+            call(*client, "run", "-d", "--name", "counted", "--network", "none", "busybox", "sleep", "600")
+        mine, other = metrics(ours), metrics(theirs)
+        names = {name.partition("{")[0] for name in other if name.startswith(("engine_daemon_", "process_"))}
+        without = (
+            "engine_daemon_network_",
+            "engine_daemon_image_",
+            "engine_daemon_host_info",
+            "process_virtual_memory_max",
+        )
+        missing = names - {name.partition("{")[0] for name in mine}
+        assert not {name for name in missing if not name.startswith(without)}
+        running = 'engine_daemon_container_states_containers{state="running"}'
+        assert mine[running] == other[running] == 1
+        assert mine['engine_daemon_container_actions_seconds_count{action="start"}'] == 1
+        call(*daemon.client, "rm", "-f", "counted")

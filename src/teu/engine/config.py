@@ -152,6 +152,23 @@ def _seccomp(value: object) -> str:
     return str(value)
 
 
+def _metrics_address(value: object) -> str:
+    if value == "":
+        return ""
+    if isinstance(value, str) and (place := tcp_target(f"tcp://{value}", 0)) and place[1]:
+        return value
+    raise Wrong("give HOST:PORT, such as 127.0.0.1:9323")
+
+
+FEATURES = ("buildkit", "cdi", "containerd-snapshotter")
+
+
+def _features(value: object) -> dict[str, bool]:
+    if not isinstance(value, dict) or any(name not in FEATURES or on is not True for name, on in value.items()):
+        raise Wrong(f"give {{{', '.join(f'{name}: true' for name in FEATURES)}}}, or leave it out")
+    return value
+
+
 def _runtime(value: object) -> object:
     """Kept as it is written."""
     try:
@@ -223,6 +240,19 @@ KEYS = (
         one_of("text", "json"),
         "text",
         "of teud's own messages: text, with fields in the journal; json: an object on a line, as dockerd's",
+    ),
+    Key(
+        "metrics-addr",
+        _metrics_address,
+        "",
+        "where Prometheus gets figures, by HTTP at /metrics, and whoever else reaches it; nobody answers while teud is"
+        " away (idle-exit); empty: nowhere",
+    ),
+    Key(
+        "features",
+        _features,
+        {},
+        "known to docker's users; what can be turned on there is always on here",
     ),
     Key(
         "labels",

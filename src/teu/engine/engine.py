@@ -15,6 +15,7 @@ from teu.engine.containers.model import Surroundings
 from teu.engine.containers.store import Containers
 from teu.engine.core.database import Database
 from teu.engine.core.events import Events
+from teu.engine.core.figures import Figures
 from teu.engine.images.store import Images
 from teu.engine.networks.endpoints import Endpoints
 from teu.engine.networks.hostfirewall import HostFirewall
@@ -46,6 +47,7 @@ class Engine:
         self.builder = Builder(self.config["builder"])
         self.builds = Builds(self.builder, self.data_root, self.config["image-ids"] == "target")
         self.events = Events()
+        self.figures = Figures()
         self.pump = Pump()
         around = Surroundings(self.database, self.events, self.pump, self.boot, self.data_root, self.exec_root)
         self.containers = Containers(around, self.boot, self.containerd.untidy)

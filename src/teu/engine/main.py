@@ -326,6 +326,7 @@ def serve(config: configuration.Settings, options: argparse.Namespace) -> int:
         refuse(str(error), sockets)
         raise
     engine = daemon.engine
+    _tell_figures(config, engine)
     server = Server(engine, sockets, guard)
     server.start()
 
@@ -349,15 +350,28 @@ def serve(config: configuration.Settings, options: argparse.Namespace) -> int:
     if idle:
         daemon.leave_idle()
     daemon.stop()
+    _remove_traces(config, options)
+    logging.shutdown()
+    sys.stdout.flush()
+    # Threads that wait for clients or for gRPC are not worth waiting for.
+    os._exit(_status(engine.failure))
+
+
+def _tell_figures(config: configuration.Settings, engine: Engine) -> None:
+    """To Prometheus, where there is an address for it; until the process ends. Raises EngineError."""
+    if config["metrics-addr"]:
+        from teu.engine.api.metrics import Metrics  # 1 ms, for those who ask
+
+        Metrics(engine, _listen_tcp(f"tcp://{config['metrics-addr']}", 0)).start()
+
+
+def _remove_traces(config: configuration.Settings, options: argparse.Namespace) -> None:
+    """Sockets of our own, and the file of the process's id."""
     for address in config["hosts"]:
         if address.startswith("unix://"):
             Path(address.removeprefix("unix://")).unlink(missing_ok=True)
     if options.pidfile:
         Path(options.pidfile).unlink(missing_ok=True)
-    logging.shutdown()
-    sys.stdout.flush()
-    # Threads that wait for clients or for gRPC are not worth waiting for.
-    os._exit(_status(engine.failure))
 
 
 def _wait(daemon: Daemon, server: Server, signals: set[signal.Signals], options: argparse.Namespace) -> bool:

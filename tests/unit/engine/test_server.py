@@ -19,6 +19,7 @@ from teu.engine.api import server as server_module
 from teu.engine.api.messages import Response, empty, hijack, json_response, progress, stream
 from teu.engine.api.server import Server
 from teu.engine.core.errors import Conflict
+from teu.engine.core.figures import Figures
 
 SEEN: dict[str, Any] = {}  # what handlers noticed
 
@@ -95,7 +96,9 @@ def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
         return hijack(talk, "application/vnd.docker.raw-stream")
 
-    engine: Any = types.SimpleNamespace(ready=threading.Event(), stopping=threading.Event(), failure=None, config={})
+    engine: Any = types.SimpleNamespace(
+        ready=threading.Event(), stopping=threading.Event(), failure=None, config={}, figures=Figures()
+    )
     engine.ready.set()
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     address = str(tmp_path / "s")

@@ -63,6 +63,7 @@ SAME = (
     "log-level",
     "log-opts",
     "max-concurrent-downloads",
+    "metrics-addr",
     "mtu",
     "no-new-privileges",
     "registry-mirrors",

@@ -69,6 +69,14 @@ NO_LENGTH = (
     b'{"message": "bad HTTP: the Content-Length is too long"}\n'
 )
 HTTP2 = b"PRI * HTTP/2.0\r\n\r\n"  # RFC 9113 section 3.4
+# What of the API is told to Prometheus, by dockerd's names.
+ACTIONS = {
+    ("POST", "/containers/create"): "create",
+    ("POST", "/containers/{name}/start"): "start",
+    ("DELETE", "/containers/{name:path}"): "delete",
+    ("GET", "/containers/{name}/changes"): "changes",
+    ("POST", "/commit"): "commit",
+}
 # Answered before the stores are up.
 _EARLY = ("/_ping",)
 
@@ -316,7 +324,11 @@ class _Connection:
         self, pattern: str, request: Request, handler: Callable[..., Response], arguments: dict[str, str]
     ) -> Response:
         fields.check_parameters(request.method, pattern, request.query.values)
-        return handler(self.server.engine, request, **arguments)
+        began = time.monotonic()
+        response = handler(self.server.engine, request, **arguments)
+        if action := ACTIONS.get((request.method, pattern)):
+            self.server.engine.figures.took(action, time.monotonic() - began)
+        return response
 
     def _authorized(self, names: list[str], target: str, request: Request, handle: Callable[[], Response]) -> Response:
         """The handler's answer, where the plugins of these names allow the request and the answer."""

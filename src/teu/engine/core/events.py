@@ -80,6 +80,7 @@ class Events:
         self._lock = threading.Lock()
         self._kept: deque[Event] = deque()
         self._bytes = 0
+        self.published = 0
         self._subscribers: list[Backlog] = []
 
     def publish(self, kind: str, action: str, actor: str, attributes: dict[str, str] | None = None) -> None:
@@ -97,6 +98,7 @@ class Events:
             if kind == "container" and attributes and "image" in attributes:
                 event["from"] = attributes["image"]
         with self._lock:
+            self.published += 1
             self._kept.append(event)
             self._bytes += weight(event)
             while len(self._kept) > EVENTS_KEPT or self._bytes > BYTES_KEPT and len(self._kept) > 1:

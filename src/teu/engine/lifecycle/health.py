@@ -157,6 +157,7 @@ class _Checks:
         except Exception as error:
             log.exception("a health check failed")
             code, output = -1, str(error)
+        self.engine.figures.checked(code == 0)
         return Probe(start=began, end=timestamp(), exit_code=code, output=output)
 
     def _probe(self, command: list[str], timeout: int) -> tuple[int, str]:

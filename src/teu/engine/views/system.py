@@ -32,11 +32,11 @@ def machine() -> str:
     return {"x86_64": "amd64", "aarch64": "arm64", "riscv64": "riscv64"}.get(platform.machine(), platform.machine())
 
 
-def _memory() -> int:
+def memory() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def _operating_system() -> tuple[str, str]:
+def operating_system() -> tuple[str, str]:
     values = {}
     for path in ("/etc/os-release", "/usr/lib/os-release"):
         try:
@@ -95,7 +95,7 @@ def info(engine: Engine, version: tuple[int, int]) -> dict[str, object]:
     """GET /info. `version`: of the API, which the client speaks."""
     everyone = engine.containers.all()
     states = [container.status() for container in everyone]
-    name, number = _operating_system()
+    name, number = operating_system()
     controllers = hostconfig.controllers()
     security = [f"name=seccomp,profile={engine.config['seccomp-profile'] or 'builtin'}"]
     if apparmor.supported():
@@ -164,7 +164,7 @@ def info(engine: Engine, version: tuple[int, int]) -> dict[str, object]:
         "IndexServerAddress": "https://index.docker.io/v1/",
         "RegistryConfig": _registries(engine.config),
         "NCPU": os.cpu_count() or 1,
-        "MemTotal": _memory(),
+        "MemTotal": memory(),
         "GenericResources": None,
         "DockerRootDir": engine.data_root,
         "HttpProxy": _proxy("HTTP_PROXY"),
