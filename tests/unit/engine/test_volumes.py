@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 from drivers import volumes as suite
+from drivers.volumeplugin import VolumePlugin
 
 from teu.engine.containers.state import MountPoint
+from teu.engine.core import plugins
 from teu.engine.core.database import Database
 from teu.engine.core.errors import BadRequest, Conflict, NotFound
 from teu.engine.volumes.records import VolumeRecord
@@ -127,17 +129,30 @@ def test_volumes_of_a_container_that_never_came_to_be(engine: Any) -> None:
 
 
 def test_a_record_of_a_driver_that_is_not_here(engine: Any) -> None:
-    """It can be inspected and removed; its files are not taken for the local driver's."""
+    """It can be inspected, and removed by force; its files are not taken for the local driver's."""
     engine.volumes.ensure("data")
     engine.volumes._write("data", VolumeRecord("2026-01-01T00:00:00Z", "nfs", {}, {}))
-    assert "there is no volume driver nfs" in engine.volumes.describe("data")["Status"]["Error"]
-    with pytest.raises(Conflict, match="can only be inspected and removed"):
-        engine.volumes.hold("data", "c1")
-    engine.volumes.remove("data")
+    shown = engine.volumes.describe("data")
+    assert (shown["Driver"], shown["Mountpoint"]) == ("nfs", "")
+    with pytest.raises(NotFound, match='plugin "nfs" not found'):
+        engine.volumes.mount("data", "c1")
+    with pytest.raises(Conflict, match='plugin "nfs" not found'):
+        engine.volumes.remove("data")
+    assert engine.volumes.names() == ["data"]
+    engine.volumes.remove("data", force=True)
     assert engine.volumes.names() == []
 
 
 @pytest.mark.parametrize("sample", suite.samples(mounted=False), ids=str)
 @pytest.mark.parametrize("check", suite.CHECKS, ids=lambda check: check.__name__)
-def test_what_every_driver_does(check: Any, sample: suite.Sample, tmp_path: Path) -> None:
-    check(sample.driver(str(tmp_path)), sample.options)
+def test_what_every_driver_does(
+    check: Any, sample: suite.Sample, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plugins, "SOCKETS", str(tmp_path / "sockets"))
+    monkeypatch.setattr(plugins, "_known", {})
+    plugin = VolumePlugin(tmp_path / "sockets/teu-test-plugin.sock", tmp_path / "plugin")
+    try:
+        check(sample.driver(str(tmp_path / "volumes")), sample.options)
+        assert not any(plugin.mounts.values()), "each Mount has its Unmount"
+    finally:
+        plugin.close()

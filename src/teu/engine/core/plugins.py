@@ -7,8 +7,8 @@
 
 A request is a POST to /METHOD with a JSON object, and so is the answer. The first one is Plugin.Activate, which says
 what the plugin implements. A plugin that is there and does not listen yet is waited for; one whose answer does not come
-is given up. Called by the network driver remote, by the remote pools of addresses and by the log driver of plugins, and
-imported with the first of those.
+is given up. Called by the network driver remote, by the remote pools of addresses, and by the log and volume drivers of
+plugins, and imported with the first of those.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ SOCKETS = "/run/docker/plugins"
 SPECIFICATIONS = ("/etc/docker/plugins", "/usr/lib/docker/plugins")
 KIND = "application/vnd.docker.plugins.v1.2+json"
 HOST = "plugin.moby.localhost"
-NETWORKS, ADDRESSES, LOGS = "NetworkDriver", "IpamDriver", "LogDriver"
+NETWORKS, ADDRESSES, LOGS, VOLUMES = "NetworkDriver", "IpamDriver", "LogDriver", "VolumeDriver"
 
 WAIT_SECONDS = 30.0
 """How long a plugin that does not listen is waited for, with pauses of 1, 2, 4 and 8 seconds between."""
@@ -237,7 +237,8 @@ _lock = threading.Lock()
 
 
 def get(name: str, kind: str) -> Plugin:
-    """The plugin of that name, which implements a kind (NETWORKS, ADDRESSES, LOGS). Raises NotFound, PluginError."""
+    """The plugin of that name, which implements a kind: NETWORKS, ADDRESSES, LOGS or VOLUMES. Raises NotFound,
+    PluginError."""
     place = find(name)
     if place is None:
         raise NotFound(f'plugin "{name}" not found')

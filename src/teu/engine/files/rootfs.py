@@ -318,7 +318,7 @@ def source_tree(engine: Engine, container: Container, point: MountPoint) -> int:
 
     if point.type == "volume":
         try:
-            engine.volumes.hold(name, user)
+            point.source = engine.volumes.hold(name, user)
         except NotFound:
             return -1
     try:
@@ -367,7 +367,7 @@ def _fill(engine: Engine, container: Container, point: MountPoint, source: int) 
     """Into what is behind the volume, where that is mounted."""
     user = f"create {container.id}"
     try:
-        engine.volumes.hold(point.name or "", user)
+        point.source = engine.volumes.hold(point.name or "", user)
     except EngineError as error:
         raise EngineError(f"failed to populate volume: {error}") from error
     try:

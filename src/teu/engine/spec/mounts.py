@@ -382,7 +382,7 @@ def _source(engine: Engine, container: Container, point: MountPoint, sources: co
     """The host's path of what is mounted, which is there. Volumes are mounted for that."""
     source = point.source
     if point.type == "volume":
-        source = engine.volumes.mount(point.name or "", container.id)
+        source = point.source = engine.volumes.mount(point.name or "", container.id)
         if point.options.subpath:
             part = point.copy()
             part.source = source

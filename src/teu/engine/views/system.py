@@ -18,7 +18,6 @@ from teu.engine.logs import registry as log_drivers
 from teu.engine.networks.drivers import registry as network_drivers
 from teu.engine.spec import device_requests
 from teu.engine.views import containers, images
-from teu.engine.volumes.drivers import registry as volume_drivers
 from teu.linux import apparmor
 from teu.oci import cdi
 
@@ -129,7 +128,7 @@ def info(engine: Engine, version: tuple[int, int]) -> dict[str, object]:
         "Driver": engine.config["storage-driver"],
         "DriverStatus": [["driver-type", "io.containerd.snapshotter.v1"]],
         "Plugins": {
-            "Volume": list(volume_drivers.DRIVERS),
+            "Volume": engine.volumes.drivers(),
             "Network": sorted(
                 {*network_drivers.NAMES, *(one.driver for one in engine.networks.all() if not one.damage)}
             ),

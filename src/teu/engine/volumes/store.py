@@ -68,7 +68,7 @@ class Volumes:
         self._containers = containers
         self._database = database
         self._events = events
-        self._drivers = {name: make(root) for name, make in registry.DRIVERS.items()}
+        self._drivers = registry.Drivers(root)
         self._lock = threading.Lock()  # of what follows; never held while anything is waited for
         self._changing: weakref.WeakValueDictionary[str, threading.RLock] = weakref.WeakValueDictionary()
         self._mounted: dict[str, set[str]] = {}
@@ -111,8 +111,6 @@ class Volumes:
 
     def _read(self, data: bytes | None) -> VolumeRecord:
         record, faults = records.volume(data)
-        if record.driver and record.driver not in self._drivers:
-            faults.append(f"Driver: there is no volume driver {record.driver}")
         if faults:
             record.damage = f"its record in {self._database.path} is damaged: {'; '.join(faults[:5])}"
             # How it is mounted is one of its options.
@@ -197,16 +195,19 @@ class Volumes:
             name = uuid.uuid4().hex + uuid.uuid4().hex
             labels[ANONYMOUS_LABEL] = ""
         driver = driver or registry.DEFAULT
-        if driver not in self._drivers:
-            raise NotFound(f'create {name}: error looking up volume plugin {driver}: plugin "{driver}" not found')
         check_name(name)
-        options = self._drivers[driver].check(options or {})
+        try:
+            options = self._drivers[driver].check(options or {})
+        except NotFound as error:
+            raise NotFound(f"create {name}: error looking up volume plugin {driver}: {error}") from None
         with self._alone(name):
             record = self._record(name)
             with self._lock:
                 if container_id in self._promised:
                     self._promised[container_id].add(name)
             if record is not None:
+                if driver not in (registry.DEFAULT, _driver_name(record)):
+                    raise Conflict(f"create {name}: volume name must be unique: driver {_driver_name(record)} has it")
                 if options and options != record.options:
                     raise Conflict(f"volume {name} already exists with other options")
                 return self._volume(name, record)
@@ -330,11 +331,12 @@ class Volumes:
             "Mountpoint": self._driver(record).path(name),
             "Name": name,
             "Options": record.options or None,
-            "Scope": "local",
+            "Scope": self._driver(record).scope(name),
         }
 
     def remove(self, name: str, force: bool = False) -> None:
-        """DELETE /volumes/{name}. Raises NotFound (unless forced), Conflict."""
+        """DELETE /volumes/{name}. Raises NotFound (unless forced), Conflict. Forced, a volume of a plugin that is
+        gone, or does not let go of it, is forgotten."""
         with self._alone(name):
             record = self._record(name)
             if record is None:
@@ -344,7 +346,14 @@ class Volumes:
             users = self.users(name)
             if users:
                 raise Conflict(f"remove {name}: volume is in use - [{', '.join(users)}]")
-            self._remove(name, record)
+            try:
+                self._remove(name, record)
+            except Conflict as error:
+                if not force or _driver_name(record) in registry.DRIVERS:
+                    raise
+                log.warning("volume %s is forgotten, and may be there still: %s", name, error)
+                self._forget(name)
+                self._event("destroy", name, _driver_name(record))
 
     def _remove(self, name: str, record: VolumeRecord) -> None:
         """Raises Conflict where something cannot be removed: then it is still a volume."""
@@ -362,8 +371,15 @@ class Volumes:
 
     def _finish_removal(self, name: str, driver: Driver) -> None:
         driver.remove(name)
+        self._forget(name)
+
+    def _forget(self, name: str) -> None:
         with self._database.transaction() as cursor:
             cursor.execute("DELETE FROM volumes WHERE name=?", (name,))
+
+    def drivers(self) -> list[str]:
+        """The names of ours, and of those that volumes have."""
+        return sorted({*registry.DRIVERS, *(_driver_name(record) for _, record in self._records())})
 
     def driver(self, name: str) -> str:
         """The name of its driver."""
@@ -389,7 +405,7 @@ class Volumes:
 
 
 def _driver_name(record: VolumeRecord | None) -> str:
-    return record.driver if record is not None and record.driver in registry.DRIVERS else registry.DEFAULT
+    return record.driver if record is not None and record.driver else registry.DEFAULT
 
 
 def check_name(name: str) -> None:

@@ -10,6 +10,7 @@ from teu.engine.api.router import route
 from teu.engine.core import fields
 from teu.engine.core.errors import BadRequest, EngineError
 from teu.engine.core.filters import flag_filter, labels_match
+from teu.engine.volumes.drivers.registry import DEFAULT
 from teu.engine.volumes.store import ANONYMOUS_LABEL, size
 
 if TYPE_CHECKING:
@@ -54,7 +55,8 @@ def create_volume(engine: Engine, request: Request) -> Response:
 
 @route("POST", "/volumes/prune")
 def prune_volumes(engine: Engine, request: Request) -> Response:
-    """Before API 1.42 all unused volumes, since then the anonymous ones unless all=true is asked for."""
+    """Before API 1.42 all unused volumes, since then the anonymous ones unless all=true is asked for. What plugins have
+    is never pruned, as with docker: it may be others' as well."""
     filters = request.query.filters()
     for name in filters:
         if name not in ("all", "label", "label!"):
@@ -63,6 +65,8 @@ def prune_volumes(engine: Engine, request: Request) -> Response:
     gone, freed = [], 0
     for name in engine.volumes.names():
         if not every and ANONYMOUS_LABEL not in engine.volumes.labels(name):
+            continue
+        if engine.volumes.driver(name) != DEFAULT:
             continue
         if not _labelled(engine, name, filters) or engine.volumes.users(name):
             continue

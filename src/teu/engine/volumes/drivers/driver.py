@@ -22,7 +22,11 @@ class Driver(Protocol):
         that name is used. Whether nothing was."""
 
     def path(self, name: str) -> str:
-        """Where the host sees the volume's files; of one that has to be mounted, meanwhile."""
+        """Where the host sees the volume's files; of one that has to be mounted, meanwhile. Empty: nobody
+        knows."""
+
+    def scope(self, name: str) -> str:
+        """Who has the volume: local, or global for every engine with this driver."""
 
     def has_to_be_mounted(self, options: dict[str, str]) -> bool:
         """Whether its files are at its path between `mount` and `unmount` alone."""

@@ -50,6 +50,9 @@ class Local:
     def path(self, name: str) -> str:
         return f"{self._folder(name)}/_data"
 
+    def scope(self, name: str) -> str:
+        return "local"
+
     def create(self, name: str, options: dict[str, str]) -> bool:
         folder = self._folder(name)
         fresh = not os.path.lexists(folder)

@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Volumes of docker's plugins: what the plugin is asked, and what becomes of a volume when one of the two dies."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from drivers.volumeplugin import VolumePlugin
+
+from teu.engine.api.messages import Query
+from teu.engine.api.routes.volumes import prune_volumes
+from teu.engine.core import plugins
+from teu.engine.core.database import Database
+from teu.engine.core.errors import Conflict, EngineError, NotFound
+from teu.engine.core.plugins import PluginError
+from teu.engine.volumes.drivers import plugin as driver
+from teu.engine.volumes.store import Volumes
+
+
+@pytest.fixture
+def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[VolumePlugin]:
+    monkeypatch.setattr(plugins, "SOCKETS", str(tmp_path / "sockets"))
+    monkeypatch.setattr(plugins, "_known", {})
+    found = VolumePlugin(tmp_path / "sockets/nas.sock", tmp_path / "nas")
+    yield found
+    found.close()
+
+
+def store(tmp_path: Path) -> Volumes:
+    """As a new engine has it."""
+    containers: Any = SimpleNamespace(all=list, lost=False, using_volume=lambda name: [])
+    events: Any = SimpleNamespace(publish=lambda *_: None)
+    made = Volumes(str(tmp_path / "volumes"), containers, Database(str(tmp_path / "engine.db")), events)
+    made.start()
+    return made
+
+
+def test_a_life(tmp_path: Path, plugin: VolumePlugin) -> None:
+    volumes = store(tmp_path)
+    volumes.ensure("data", "nas", {"colour": "blue"})
+    assert plugin.of("Create") == [{"Name": "data", "Opts": {"colour": "blue"}}]
+    shown = volumes.describe("data")
+    assert (shown["Driver"], shown["Scope"], shown["Options"]) == ("nas", "global", {"colour": "blue"})
+    assert shown["Mountpoint"] == str(tmp_path / "nas/mounted/data")
+    path = volumes.mount("data", "c1")
+    assert path == volumes.mount("data", "c2") == shown["Mountpoint"]
+    Path(path, "file").write_text("x")
+    volumes.unmount("data", "c1")
+    assert os.path.isdir(path), "another has it"
+    volumes.unmount("data", "c2")
+    assert not os.path.exists(path)
+    (mounted,), (unmounted,) = plugin.of("Mount"), plugin.of("Unmount")
+    assert mounted == unmounted and mounted["ID"]
+    assert volumes.drivers() == ["local", "nas"]
+    volumes.remove("data")
+    assert plugin.options == {} and volumes.names() == []
+    with pytest.raises(NotFound):
+        volumes.describe("data")
+
+
+def test_what_the_plugin_has_already_is_taken(tmp_path: Path, plugin: VolumePlugin) -> None:
+    plugin.answer("VolumeDriver.Create", {"Name": "old"})
+    volumes = store(tmp_path)
+    volumes.ensure("old", "nas")
+    assert len(plugin.of("Create")) == 1
+    assert volumes.describe("old")["Driver"] == "nas"
+
+
+def test_a_name_is_one_drivers(tmp_path: Path, plugin: VolumePlugin) -> None:
+    volumes = store(tmp_path)
+    volumes.ensure("data", "nas")
+    volumes.ensure("own")
+    assert volumes.ensure("data").driver == "nas", "who names no driver gets the one that has it"
+    with pytest.raises(Conflict, match="create own: volume name must be unique: driver local has it"):
+        volumes.ensure("own", "nas")
+    assert "own" not in plugin.options
+
+
+def test_an_engine_that_died_does_not_mount_again(tmp_path: Path, plugin: VolumePlugin) -> None:
+    volumes = store(tmp_path)
+    volumes.ensure("data", "nas")
+    volumes.mount("data", "c1")
+    after = store(tmp_path)
+    after.mount("data", "c1")
+    assert len(plugin.of("Mount")) == 1
+    after.unmount("data", "c1")
+    assert plugin.mounts["data"] == []
+    after.mount("data", "c2")
+    last = store(tmp_path)
+    last.settle()
+    assert plugin.mounts["data"] == [], "nobody has it any more"
+
+
+def test_a_reboot_ends_what_was_mounted(tmp_path: Path, plugin: VolumePlugin, monkeypatch: pytest.MonkeyPatch) -> None:
+    volumes = store(tmp_path)
+    volumes.ensure("data", "nas")
+    volumes.mount("data", "c1")
+    monkeypatch.setattr(driver, "_boot", lambda: "another")
+    volumes.unmount("data", "c1")
+    assert not plugin.of("Unmount"), "the plugin has forgotten it as well"
+    volumes.mount("data", "c1")
+    assert len(plugin.of("Mount")) == 2
+
+
+def test_what_a_plugin_refuses(tmp_path: Path, plugin: VolumePlugin) -> None:
+    volumes = store(tmp_path)
+    plugin.refuses = {"Create"}
+    with pytest.raises(PluginError, match="Create is refused"):
+        volumes.ensure("data", "nas")
+    assert volumes.names() == []
+    plugin.refuses = {"Mount"}
+    volumes.ensure("data", "nas")
+    with pytest.raises(PluginError, match="Mount is refused"):
+        volumes.mount("data", "c1")
+    plugin.refuses = {"Remove"}
+    with pytest.raises(Conflict, match="remove data: .*Remove is refused"):
+        volumes.remove("data")
+    assert volumes.names() == ["data"], "it is still a volume"
+    plugin.refuses = {"Capabilities"}
+    volumes.ensure("more", "nas")
+    assert volumes.describe("more")["Scope"] == "local", "the method came later than the protocol"
+
+
+def test_a_plugin_that_is_away(tmp_path: Path, plugin: VolumePlugin) -> None:
+    volumes = store(tmp_path)
+    with pytest.raises(NotFound, match='create x1: error looking up volume plugin nobody: plugin "nobody" not found'):
+        volumes.ensure("x1", "nobody")
+    volumes.ensure("data", "nas")
+    plugin.close()
+    (tmp_path / "sockets/nas.sock").unlink()
+    after = store(tmp_path)
+    assert after.describe("data")["Mountpoint"], "it is listed all the same"
+    with pytest.raises(EngineError, match='plugin "nas" not found'):
+        after.mount("data", "c1")
+    with pytest.raises(Conflict, match='plugin "nas" not found'):
+        after.remove("data")
+
+
+def test_a_plugin_of_another_kind(tmp_path: Path, plugin: VolumePlugin, monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = plugin.answer
+    monkeypatch.setattr(
+        plugin,
+        "answer",
+        lambda method, body: {"Implements": ["LogDriver"]} if "Activate" in method else answer(method, body),
+    )
+    with pytest.raises(EngineError, match="does not implement the requested driver"):
+        store(tmp_path).ensure("data", "nas")
+
+
+def test_a_place_that_is_none(tmp_path: Path, plugin: VolumePlugin, monkeypatch: pytest.MonkeyPatch) -> None:
+    volumes = store(tmp_path)
+    volumes.ensure("data", "nas")
+    answer = plugin.answer
+
+    def nowhere(method: str, body: Any) -> dict[str, Any]:
+        said = answer(method, body)
+        return {"Mountpoint": "../etc"} if method.endswith(".Mount") else said
+
+    monkeypatch.setattr(plugin, "answer", nowhere)
+    with pytest.raises(PluginError, match="says no place of volume data"):
+        volumes.mount("data", "c1")
+    assert plugin.mounts["data"] == [], "what was mounted is let go of"
+
+
+def test_a_prune_takes_nothing_of_a_plugin(tmp_path: Path, plugin: VolumePlugin) -> None:
+    volumes = store(tmp_path)
+    volumes.ensure("data", "nas")
+    volumes.ensure("own")
+    engine: Any = SimpleNamespace(volumes=volumes, events=SimpleNamespace(publish=lambda *_: None))
+    request: Any = SimpleNamespace(version=(1, 45), query=Query('filters={"all":["true"]}'))
+    prune_volumes(engine, request)
+    assert volumes.names() == ["data"]
