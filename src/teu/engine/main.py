@@ -362,7 +362,11 @@ def _tell_figures(config: configuration.Settings, engine: Engine) -> None:
     if config["metrics-addr"]:
         from teu.engine.api.metrics import Metrics  # 1 ms, for those who ask
 
-        Metrics(engine, _listen_tcp(f"tcp://{config['metrics-addr']}", 0)).start()
+        try:
+            sockets = _listen_tcp(f"tcp://{config['metrics-addr']}", 0)
+        except EngineError as error:
+            raise EngineError(f"metrics-addr: {str(error).removeprefix('-H tcp://')}") from None
+        Metrics(engine, sockets).start()
 
 
 def _remove_traces(config: configuration.Settings, options: argparse.Namespace) -> None:
