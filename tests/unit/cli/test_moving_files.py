@@ -455,6 +455,13 @@ def test_every_key_of_daemon_json_has_a_verdict(server: str, monkeypatch: pytest
     assert verdicts({"hosts": ["tcp://0.0.0.0:2375"]}) == {"hosts": "not understood"}
     assert verdicts({"storage-driver": "btrfs"}) == {"storage-driver": "not understood"}
     assert verdicts({"exec-opts": ["native.cgroupdriver=systemd"]}) == {"exec-opts": "needless"}
+    result = daemonfile.translate({"storage-opts": ["overlay2.size=1G"]})
+    daemonfile.settle(result)
+    assert result.verdicts[0][1] == "not understood"
+    assert os.access(server, os.X_OK) is False or "teu-containerd.yaml" in result.verdicts[0][2]
+    assert daemonfile.translate({"host-gateway-ip": "192.0.2.1"}).values == {"host-gateway-ips": ["192.0.2.1"]}
+    flags = {"http-proxy": "http://a", "no-proxy": "b"}
+    assert daemonfile.translate(flags).values == {"proxies": flags}
     assert daemonfile.translate({"iptables": False}).values == {"firewall": "none"}
     assert daemonfile.translate({"debug": True}).values == {"log-level": "debug"}
     runtimes = {"kata": {"runtimeType": "io.containerd.kata.v2"}, "crun": {"path": "/usr/bin/crun"}}

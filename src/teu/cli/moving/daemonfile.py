@@ -90,8 +90,11 @@ ALWAYS = {
 }
 # What there is no key for, and what does it.
 ELSEWHERE = {
+    "cpu-rt-period": "control groups of version 2 have no real-time budgets",
+    "cpu-rt-runtime": "control groups of version 2 have no real-time budgets",
     "builder": "builds are teu-buildkitd's: teu-buildkitd.yaml(5)",
     "oom-score-adjust": "systemctl edit teud: OOMScoreAdjust=",
+    "storage-opts": "options of snapshotters are teu-containerd's: teu-containerd.yaml(5)",
     "userns-remap": "containers of the other engine's ids are not taken over",
 }
 Verdict = tuple[str, str, str]
