@@ -26,7 +26,7 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from teu import __version__
 from teu import config as configuration
@@ -65,6 +65,26 @@ OPTIONS = (
     "tlskey",
 )
 
+
+# More of dockerd's options: those of the keys with the same names, and those that are one more of a list.
+SINGLE = (
+    "default_cgroupns_mode",
+    "default_ipc_mode",
+    "default_shm_size",
+    "log_format",
+    "max_concurrent_downloads",
+    "max_concurrent_uploads",
+    "max_download_attempts",
+    "metrics_addr",
+    "seccomp_profile",
+)
+LISTED = {
+    "dns": "dns",
+    "dns_opt": "dns-opts",
+    "dns_search": "dns-search",
+    "host_gateway_ip": "host-gateway-ips",
+    "label": "labels",
+}
 
 # Keys whose values the event of a reload tells, as dockerd's does.
 TOLD = (
@@ -110,6 +130,17 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--tlscacert", metavar="FILE", help="certificate of the authority of clients")
     result.add_argument("--tlscert", metavar="FILE", help="teud's own certificate")
     result.add_argument("--tlskey", metavar="FILE", help="the key of that certificate")
+    for name in SINGLE:
+        result.add_argument(f"--{name.replace('_', '-')}", metavar="VALUE", help="as the key of the same name")
+    for name, key in LISTED.items():
+        result.add_argument(f"--{name.replace('_', '-')}", action="append", metavar="VALUE", help=f"one more of {key}")
+    result.add_argument(
+        "--default-ulimit", action="append", metavar="NAME=SOFT:HARD", help="one more of default-ulimits"
+    )
+    result.add_argument("--add-runtime", action="append", metavar="NAME=PATH", help="one more of runtimes")
+    result.add_argument("--no-new-privileges", action="store_true", default=None, help="as the key of the same name")
+    for name in ("http-proxy", "https-proxy", "no-proxy"):
+        result.add_argument(f"--{name}", metavar="VALUE", help="as the key of proxies of the same name")
     result.add_argument("-p", "--pidfile", metavar="FILE", help="write the process id there")
     result.add_argument("-v", "--version", action="version", version=f"teud {__version__}")
     return result
@@ -137,6 +168,7 @@ def settings(options: argparse.Namespace) -> configuration.Settings:
             result[key] = [*result[key], *values]
     if options.log_opt:
         result["log-opts"] = {**result["log-opts"], **dict(entry.partition("=")[::2] for entry in options.log_opt)}
+    _more_options(options, result)
     result["containerd"] = result["containerd"].removeprefix("unix://")
     check(result)
     if result["min-api-version"] != API_OLDEST:
@@ -148,6 +180,35 @@ def settings(options: argparse.Namespace) -> configuration.Settings:
                 f"{version_text(API_VERSION)}"
             )
     return result
+
+
+def _more_options(options: argparse.Namespace, result: configuration.Settings) -> None:
+    """The options of SINGLE and LISTED, and their like. Raises EngineError for what their keys do not take."""
+    for name in SINGLE:
+        key, value = name.replace("_", "-"), getattr(options, name)
+        if value is not None:
+            result[key] = _taken(key, int(value) if value.isdigit() else value)
+    for name, key in LISTED.items():
+        if given := getattr(options, name):
+            result[key] = [*result[key], *_taken(key, given)]
+    if options.no_new_privileges:
+        result["no-new-privileges"] = True
+    limits = dict(entry.partition("=")[::2] for entry in options.default_ulimit or ())
+    result["default-ulimits"] = {**result["default-ulimits"], **_taken("default-ulimits", limits)}
+    runtimes = {name: {"path": path} for name, _, path in (entry.partition("=") for entry in options.add_runtime or ())}
+    result["runtimes"] = {**result["runtimes"], **_taken("runtimes", runtimes)}
+    for name in ("http-proxy", "https-proxy", "no-proxy"):
+        if value := getattr(options, name.replace("-", "_")):
+            result["proxies"] = {**result["proxies"], name: value}
+
+
+def _taken(key: str, value: object) -> Any:
+    """What the key makes of a value of the command line."""
+    kind = next(each.kind for each in KEYS if each.name == key)
+    try:
+        return kind(value)
+    except configuration.Wrong as error:
+        raise EngineError(f"option for {key}: bad value {value!r}; {error}") from None
 
 
 def proxies(config: configuration.Settings) -> None:

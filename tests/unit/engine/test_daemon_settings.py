@@ -127,3 +127,36 @@ def test_a_reload_says_what_it_applied(tmp_path: Path, monkeypatch: pytest.Monke
     main.reload(engine, options)
     assert engine.config["labels"] == ["zone=a"]
     assert "the configuration is kept as it was: " in lines[-1]
+
+
+def test_options_of_the_command_line(tmp_path: Path) -> None:
+    file = tmp_path / "teud.yaml"
+    file.write_text("labels: [a=b]\ndefault-ulimits: {core: 0}\n")
+
+    def given(*argv: str) -> configuration.Settings:
+        return main.settings(main.parser().parse_args(["--config", str(file), *argv]))
+
+    found = given(
+        *("--label", "zone=c", "--dns", "192.0.2.1", "--dns-opt", "ndots:1", "--default-ulimit", "nofile=5:30"),
+        *("--add-runtime", "crun=/usr/bin/crun", "--max-concurrent-uploads", "2", "--default-shm-size", "1m"),
+        *(
+            "--metrics-addr",
+            "127.0.0.1:9323",
+            "--no-new-privileges",
+            "--https-proxy",
+            "http://x",
+            "--log-format",
+            "json",
+        ),
+    )
+    assert (found["labels"], found["dns"], found["dns-opts"]) == (["a=b", "zone=c"], ["192.0.2.1"], ["ndots:1"])
+    assert found["default-ulimits"] == {"core": (0, 0, ""), "nofile": (5, 30, "")}
+    assert found["runtimes"] == {"crun": {"path": "/usr/bin/crun"}}
+    assert (found["max-concurrent-uploads"], found["default-shm-size"]) == (2, 1 << 20)
+    assert (found["metrics-addr"], found["no-new-privileges"]) == ("127.0.0.1:9323", True)
+    assert found["proxies"] == {"http-proxy": "", "https-proxy": "http://x", "no-proxy": ""}
+    for argv in (("--dns", "x"), ("--max-concurrent-uploads", "0"), ("--default-ulimit", "nofile"), ("--label", "a")):
+        with pytest.raises(EngineError, match="option for .*: bad value"):
+            given(*argv)
+    with pytest.raises(EngineError, match="files is none"):
+        given("--default-ulimit", "files=1:2")
