@@ -51,7 +51,7 @@ class _Connection(http.client.HTTPConnection):
         self.sock.connect(SOCKET)
 
 
-def api(method: str, path: str, body: Any = None, version: str = "1.45") -> tuple[int, Any]:
+def api(method: str, path: str, body: Any = None, version: str = "1.48") -> tuple[int, Any]:
     """(status, decoded answer); a stream of JSON lines becomes a list."""
     connection = _Connection("teu")
     as_json = isinstance(body, (dict, list))

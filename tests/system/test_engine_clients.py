@@ -35,7 +35,7 @@ def test_docker_py(client: Any, tmp_path: Path) -> None:
 
     remove("py")
     assert client.ping()
-    assert client.version()["ApiVersion"] == "1.45"
+    assert client.version()["ApiVersion"] == "1.55"
     assert client.containers.run(IMAGE, ["echo", "hello"], remove=True, network_mode="host") == b"hello\n"
     with pytest.raises(library.errors.ContainerError) as failed:
         client.containers.run(IMAGE, ["sh", "-c", "echo bad >&2; exit 3"], remove=True, network_mode="host")

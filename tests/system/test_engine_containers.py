@@ -277,7 +277,7 @@ def test_queries(web: str) -> None:
     stats = json.loads(out("stats", "--no-stream", "--format", "json", web))
     assert stats["Name"] == web
     assert int(json.loads(out("info", "--format", "json"))["ContainersRunning"]) >= 1
-    assert json.loads(out("version", "--format", "json"))["Server"]["ApiVersion"] == "1.45"
+    assert json.loads(out("version", "--format", "json"))["Server"]["ApiVersion"] == "1.55"
     assert "Containers" in out("system", "df")
 
 

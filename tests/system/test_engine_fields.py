@@ -31,7 +31,8 @@ def ask(path: str, method: str, target: str, body: object = None) -> tuple[int, 
     connection.sock.settimeout(100)
     connection.sock.connect(path)
     data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
-    connection.request(method, f"/v1.45{target}", data, {"Content-Type": "application/json"} if data else {})
+    version = "1.48" if path == engine.SOCKET else "1.45"  # the first that has all fields of create, and docker 26's
+    connection.request(method, f"/v{version}{target}", data, {"Content-Type": "application/json"} if data else {})
     answer = connection.getresponse()
     content = answer.read()
     connection.close()

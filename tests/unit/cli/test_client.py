@@ -73,10 +73,10 @@ def test_bodies_and_kept_connections(served) -> None:  # type: ignore[no-untyped
     with pytest.raises(APIError, match="^Error response from daemon: x$"):
         client.get("/d")
     assert [request.split(b"\r\n")[0] for request in seen] == [
-        b"GET /v1.45/a?x=a%20b&z=1 HTTP/1.1",
-        b"GET /v1.45/b HTTP/1.1",
-        b"POST /v1.45/c HTTP/1.1",
-        b"GET /v1.45/d HTTP/1.1",
+        b"GET /v1.51/a?x=a%20b&z=1 HTTP/1.1",
+        b"GET /v1.51/b HTTP/1.1",
+        b"POST /v1.51/c HTTP/1.1",
+        b"GET /v1.51/d HTTP/1.1",
     ]
     assert b'{"k":"\xc3\xa9"}' in seen[2]
 

@@ -40,7 +40,7 @@ def test_containers_are_what_they_were(engine: Engine, tmp_path: Path) -> None:
     for name, answer in before.items():
         container = engine.containers.get(name)
         assert not container.damage
-        assert json.loads(json.dumps(containers.inspect(engine, container, False))) == answer
+        assert json.loads(json.dumps(containers.inspect(engine, container, False, (1, 45)))) == answer
 
 
 def test_their_records_have_types(engine: Engine) -> None:

@@ -144,7 +144,7 @@ def test_requests_and_answers(client: Client) -> None:
     asked = client.begin(POST, *words, body=b'{"k": 1}')
     status, headers, body = whole(asked)
     assert (status, json.loads(body)) == ("200", {"body": {"k": 1}, "other": "1"})
-    assert headers["api-version"] == "1.45" and not {"connection", "transfer-encoding"} & set(headers)
+    assert headers["api-version"] == "1.55" and not {"connection", "transfer-encoding"} & set(headers)
     status, _, body = whole(client.begin(GET, (":path", "/v1.45/conflict")))
     assert (status, json.loads(body)["message"]) == ("409", "in the way")
     assert whole(client.begin(GET, (":path", "/v9.99/conflict")))[0] == "400"

@@ -152,9 +152,9 @@ def post(path: str, target: str, body: bytes, kind: str = "application/json") ->
 
 def test_versions(path: str) -> None:
     assert post(path, "/v1.30/echo/a/b/end", b'{"k":1}')[2] == b'{"name":"a/b","body":{"k":1},"version":[1,30]}\n'
-    assert json.loads(post(path, "/echo/a%2Fb/end", b"{}")[2])["version"] == [1, 45]
+    assert json.loads(post(path, "/echo/a%2Fb/end", b"{}")[2])["version"] == [1, 55]
     status, headers, body = get(path, "/v1.10/empty")
-    assert status == 400 and b"too old" in body and headers["api-version"] == "1.45"
+    assert status == 400 and b"too old" in body and headers["api-version"] == "1.55"
     status, _, body = get(path, "/v1.99/empty")
     assert status == 400 and b"too new" in body
 

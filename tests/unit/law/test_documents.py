@@ -174,6 +174,7 @@ def test_its_numbers_are_those_of_the_source() -> None:
     held = {
         newest: True,
         oldest: True,
+        str(value("cli/http.py", "API_VERSION")): True,
         str(value("oci/runtime_spec.py", "VERSION")).rpartition(".")[0]: True,
         str(value("config.py", "EX_CONFIG")): all("RestartPreventExitStatus=65 78" in unit for unit in units),
         "65": all("RestartPreventExitStatus=65 78" in unit for unit in units),

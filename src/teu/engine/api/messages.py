@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import parse_qs
 
+from teu.engine.core import versions
 from teu.engine.core.departure import NOBODY, Departure
 from teu.engine.core.errors import BadRequest, TimedOut, TooLarge
 from teu.engine.core.fields import FALSE
@@ -88,7 +89,7 @@ class Request:
         query: str = "",
         headers: dict[str, str] | None = None,
         body: io.RawIOBase | None = None,
-        version: tuple[int, int] = (1, 45),
+        version: tuple[int, int] = (1, 55),
         departure: Departure = NOBODY,
         hangup: Callable[[Callable[[], None]], contextlib.AbstractContextManager[threading.Event]] | None = None,
         pairs: Sequence[tuple[str, str]] = (),
@@ -142,9 +143,13 @@ class Request:
             raise BadRequest(f"the request body is a JSON {type(value).__name__}; an object is expected")
         return value
 
-    def decode(self, kind: Shape[T], optional: bool = False) -> T:
-        """The body as an object of this kind, of what was given of its fields, with their types."""
-        return kind.read(self.json(optional))
+    def decode(self, kind: Shape[T], optional: bool = False, heed: str = "") -> T:
+        """The body as an object of this kind, of what was given of its fields, with their types. `heed`: which of the
+        bodies it is that differ from version to version (core/versions.py)."""
+        body = self.json(optional)
+        if heed:
+            versions.heed(heed, body, self.version)
+        return kind.read(body)
 
     @property
     def length(self) -> int:

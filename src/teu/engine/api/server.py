@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("teu.engine")
 
-API_VERSION = (1, 45)
+API_VERSION = (1, 55)
 API_MINIMUM = (1, 24)
 HEADER_LIMIT = 64 << 10
 CONNECTIONS_MAX = 4096

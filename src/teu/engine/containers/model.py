@@ -86,6 +86,7 @@ class Container:
         self.args = record.args
         self.image_id = record.image_id
         self.chain_id = record.chain_id
+        self.image_manifest = record.image_manifest
         self.config = record.config
         self.host_config = record.host_config
         self.state = record.state

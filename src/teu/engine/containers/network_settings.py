@@ -46,6 +46,8 @@ if TYPE_CHECKING:
 _PORT = re.compile(r"[0-9]{1,5}/(?:tcp|udp|sctp)\Z")
 _NUMBER = re.compile(r"[0-9]{0,5}\Z")
 
+BUILT_IN = ("bridge", "host", "none")  # networks that nobody has made
+
 
 class Addresses(NamedTuple):
     """IPAMConfig: the addresses that were asked for; empty ones were not."""
@@ -119,6 +121,8 @@ class EndpointSettings:
         """As it is saved."""
         result = self.shown()
         result["MacAddress"] = self.mac
+        if not self.gateway_priority:  # as older ones know it
+            del result["GwPriority"]
         if self.wanted_mac:
             result["WantedMac"] = self.wanted_mac
         if self.veth:
@@ -130,8 +134,7 @@ class EndpointSettings:
         return result
 
     def shown(self) -> dict[str, Json]:
-        """The API's EndpointSettings. The API of this version knows no GwPriority: it is told where there is one."""
-        priority: dict[str, Json] = {"GwPriority": self.gateway_priority} if self.gateway_priority else {}
+        """The API's EndpointSettings."""
         return {
             "IPAMConfig": None if self.addresses is None else self.addresses.encode(),
             "Links": self.links,
@@ -147,7 +150,7 @@ class EndpointSettings:
             "GlobalIPv6Address": self.address6,
             "GlobalIPv6PrefixLen": self.prefix6,
             "DNSNames": self.dns_names,
-            **priority,
+            "GwPriority": self.gateway_priority,
             **self.other,
         }
 
@@ -182,11 +185,15 @@ class NetworkSettings:
             result["ResolverSum"] = self.resolver_sum
         return result
 
-    def shown(self) -> dict[str, Json]:
-        """The API's NetworkSettings."""
+    def shown(self, more_aliases: tuple[str, ...] = ()) -> dict[str, Json]:
+        """The API's NetworkSettings, with more aliases on the networks that users have made."""
         bridge = self.networks.get("bridge") or EndpointSettings()
+        networks = self.shown_networks()
+        for name, endpoint in networks.items():
+            if more_aliases and name not in BUILT_IN:
+                endpoint["Aliases"] = [*dict.fromkeys([*(self.networks[name].aliases or ()), *more_aliases])]
         return {
-            **self._shown(self.shown_networks()),
+            **self._shown(networks),
             "Bridge": "",
             "HairpinMode": False,
             "LinkLocalIPv6Address": "",

@@ -156,6 +156,9 @@ _CONTAINER = members(
         "args": maybe(TEXTS, []),
         "image_id": text(),
         "chain_id": text(),
+        "image_manifest": maybe(
+            members({"mediaType": text(), "digest": text(), "size": number(least=0), "platform": maybe(TEXT_MAP)})
+        ),
         "config": _config,
         "host_config": _host_config,
         "state": _STATE,

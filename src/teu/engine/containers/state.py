@@ -2,6 +2,7 @@
 """What engine.db has of a container: one record, as JSON, and the records in it.
 
     id, name, created, path, args, image_id, chain_id
+    image_manifest   ManifestDescriptor
     config           Config       as asked for, over the image's (core/fields.py)
     host_config      HostConfig
     state            State        and in it Health, where there are checks
@@ -23,6 +24,7 @@ from teu.engine.core.kinds import (
     TEXT,
     WORD_LIST,
     ListOf,
+    MapOf,
     Record,
     RecordOf,
     member,
@@ -153,6 +155,18 @@ class MountPoint(Record):
 HEALTH, STATE, MOUNT_POINT = RecordOf(Health), RecordOf(State), RecordOf(MountPoint)
 
 
+class ManifestDescriptor(Record):
+    """Which manifest a container's image is of: OCI's descriptor, with the platform."""
+
+    media_type: str = member("mediaType", TEXT, "")
+    digest: str = member("digest", TEXT, "")
+    size: int = member("size", INT64, 0)
+    platform: dict[str, str] | None = member("platform", MapOf(TEXT))
+
+
+MANIFEST_DESCRIPTOR = RecordOf(ManifestDescriptor)
+
+
 class Saved(Record):
     """The record of a container."""
 
@@ -163,6 +177,8 @@ class Saved(Record):
     args: list[str] = member("args", WORD_LIST, [])
     image_id: str = member("image_id", TEXT, "")
     chain_id: str = member("chain_id", TEXT, "")
+    # None of a container that an older teud has made.
+    image_manifest: ManifestDescriptor | None = member("image_manifest", MANIFEST_DESCRIPTOR)
     config: Config = member("config", CONFIG, Config())
     host_config: HostConfig = member("host_config", HOST_CONFIG, HostConfig())
     state: State = member("state", STATE, State())

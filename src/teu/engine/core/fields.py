@@ -567,6 +567,7 @@ PARAMETERS: dict[tuple[str, str], dict[str, Parameter]] = {
         "shared-size": _FLAG,
         "digests": Parameter("flag", MEANINGLESS),  # they are told in any case, as by the real daemon
         "manifests": _FLAG,
+        "identity": _FLAG,
     },
     ("POST", "/images/create"): {
         "fromImage": _TEXT,
@@ -593,7 +594,7 @@ PARAMETERS: dict[tuple[str, str], dict[str, Parameter]] = {
     ("POST", "/volumes/prune"): {"filters": _FILTERS},
     ("DELETE", "/volumes/{name}"): {"force": _FLAG},
     ("GET", "/events"): {"since": _MOMENT, "until": _MOMENT, "filters": _FILTERS},
-    ("GET", "/system/df"): {"type": _TEXT},
+    ("GET", "/system/df"): {"type": _TEXT, "verbose": _FLAG},
     ("POST", "/build"): {
         **dict.fromkeys(("q", "nocache", "pull"), _FLAG),
         **dict.fromkeys(("memory", "memswap", "cpushares", "cpuperiod", "cpuquota", "shmsize"), _NUMBER),

@@ -25,7 +25,7 @@ import contextlib
 import re
 import threading
 import uuid
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 from teu import grpcclient
 from teu.engine.backend import containerd, content
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from teu.api.services.images.v1 import images_pb2
     from teu.config import Settings
     from teu.engine.core.events import Events
-    from teu.oci.image_spec import Descriptor, ImageConfig, Manifest
+    from teu.oci.image_spec import Descriptor, ImageConfig, Manifest, PlatformMembers
     from teu.oci.jsontext import Json
 
 DANGLING = "dangling@"
@@ -148,6 +148,7 @@ class Images:
         self._lock = threading.Lock()
         self._details: dict[tuple[str, str, str], Details] = {}
         self._sizes: dict[str, int] = {}
+        self._manifest_sizes: dict[str, int] = {}
 
     # -- documents ---------------------------------------------------------------------------
 
@@ -442,6 +443,21 @@ class Images:
             if chains and chains[-1] == chain_id:
                 return self.image(name._replace(chosen=part.digest))
         return image
+
+    def manifest_of(self, image: Image) -> Descriptor:
+        """The descriptor of an image's manifest, with its platform."""
+        platform = image_spec.platform_of(image.config)
+        members = {key: value for key in ("architecture", "os", "variant") if (value := getattr(platform, key))}
+        digest = image.details.manifest_digest
+        found = image.target
+        if digest != found["digest"]:
+            with self._lock:
+                size = self._manifest_sizes.get(digest)
+            if size is None:
+                size = self._manifest_sizes[digest] = int(content.info(self.client, digest).size)
+            media_type = image.details.manifest.get("mediaType") or image_spec.OCI_MANIFEST
+            found = {"mediaType": media_type, "digest": digest, "size": size}
+        return {**image_spec.plain(found), "platform": cast("PlatformMembers", members)}
 
     def image(self, name: Name, platform: image_spec.Platform | None = None, asked: str = "") -> Image:
         """The image that a name stands for on a platform (this host's, unless given); `asked` is the user's word for

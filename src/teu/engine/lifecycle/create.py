@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from teu.engine.backend import containerd
 from teu.engine.containers import defaults, health_rules, hostconfig, records, runtimes
 from teu.engine.containers.model import Container
-from teu.engine.containers.state import Saved
+from teu.engine.containers.state import MANIFEST_DESCRIPTOR, Saved
 from teu.engine.core.errors import BadRequest, EngineError, NotFound
 from teu.engine.core.fields import HEALTH, Config, Creation, HealthCheck, HostConfig, Networking
 from teu.engine.core.times import timestamp
@@ -60,6 +60,7 @@ def create(
         build.check(engine, container)
         _join_by_id(engine, host)
     hostconfig.discard(host, hostconfig.controllers(), warnings)
+    warnings += warnings_of(host, version)
     if not platform:
         warnings += _of_another_platform(image)
     _keep(engine, container, image, body.networking_config, version, warnings, bool(name))
@@ -97,6 +98,7 @@ def _made(engine: Engine, body: Creation, config: Config, host: HostConfig, imag
             args=arguments,
             image_id=image.id,
             chain_id=image.chain_id,
+            image_manifest=MANIFEST_DESCRIPTOR.build(engine.images.manifest_of(image)),
             config=config,
             host_config=host,
         ),
@@ -161,6 +163,26 @@ def _of_another_platform(image: Image) -> list[str]:
         f"The requested image's platform ({said}) does not match the detected host platform ({host}) and no specific "
         "platform was requested"
     ]
+
+
+def warnings_of(host: HostConfig, version: tuple[int, int]) -> list[str]:
+    """What this version of the API warns of, and others leave to their clients, or have taken as it is."""
+    told = []
+    named = [mount.volume_options.driver_config for mount in host.mounts or () if mount.volume_options]
+    driven = sum(1 for one in named if one and one.name)
+    volumes = sum(1 for mount in host.mounts or () if mount.type == "volume")
+    if version >= (1, 48) and host.volume_driver and driven < volumes:
+        told.append(
+            "WARNING: the container-wide volume-driver configuration is ignored for volumes specified via 'mount'. Use"
+            " '--mount type=volume,volume-driver=...' instead"
+        )
+    empty = [port for port, bindings in host.port_bindings.items() if not bindings]
+    if version >= (1, 52) and empty:
+        told.append(
+            f"Following container port(s) have an empty list of port-bindings: {', '.join(empty)}."
+            " Such bindings will be discarded in a future version."
+        )
+    return told
 
 
 def _conflicts(body: Creation, host: HostConfig) -> None:

@@ -170,6 +170,14 @@ class Pool:
         if address in self.subnet:
             self._used.discard(int(address))
 
+    def status(self) -> dict[str, int]:
+        """The API's SubnetStatus: how many addresses are somebody's, and how many of the range can still be given."""
+        first, last = int(self._range.network_address), int(self._range.broadcast_address)
+        gone = self._used | self._reserved
+        left = last - first + 1 - sum(first <= number <= last for number in gone)
+        most = (1 << 64) - 1
+        return {"IPsInUse": min(len(gone), most), "DynamicIPsAvailable": min(left, most)}
+
     @property
     def taken(self) -> int:
         """How many are in use by containers."""

@@ -72,6 +72,9 @@ class Networks:
                         "IPv6Address": f"{settings.address6}/{settings.prefix6}" if settings.address6 else "",
                     }
         result["Containers"] = members
+        if containers:
+            subnets: dict[str, Json] = {str(pool.subnet): {**pool.status()} for pool in network.pools}
+            result["Status"] = {"IPAM": {"Subnets": subnets} if subnets else {}}
         if network.damage:
             result["Status"] = {"Error": network.damage}
         return result

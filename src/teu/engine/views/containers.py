@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 from teu.engine.backend import containerd
 from teu.engine.containers import defaults
 from teu.engine.containers.model import Container
-from teu.engine.containers.state import MOUNT_POINT, STATE
+from teu.engine.containers.state import MANIFEST_DESCRIPTOR, MOUNT_POINT, STATE
+from teu.engine.core import versions
 from teu.engine.core.errors import BadRequest, EngineError, NotFound
 from teu.engine.core.fields import CONFIG, HOST_CONFIG
 from teu.engine.core.filters import labels_match
@@ -148,6 +149,7 @@ class _ImageNames:
 def summary(container: Container, image: str, names: Iterable[str] = ()) -> dict[str, object]:
     """Its row in a list. `names`: by which others call it."""
     command = " ".join([container.path, *(_quoted(word) for word in container.args)])
+    health = container.state.health
     return {
         "Id": container.id,
         "Names": [f"/{container.name}", *names],
@@ -159,10 +161,23 @@ def summary(container: Container, image: str, names: Iterable[str] = ()) -> dict
         "Labels": container.labels,
         "State": container.status(),
         "Status": status_text(container),
-        "HostConfig": {"NetworkMode": container.host_config.network_mode},
+        "HostConfig": {"NetworkMode": container.host_config.network_mode, **_annotations(container)},
         "NetworkSettings": {"Networks": container.network_settings.shown_networks()},
         "Mounts": mount_points(container),
+        "Health": {"Status": _health(container), "FailingStreak": health.failing_streak if health else 0},
+        **_manifest(container),
     }
+
+
+def _annotations(container: Container) -> dict[str, object]:
+    annotations = container.host_config.annotations
+    return {"Annotations": annotations} if annotations else {}
+
+
+def _manifest(container: Container) -> dict[str, object]:
+    """The manifest of its image, as far as it is known."""
+    known = container.image_manifest
+    return {"ImageManifestDescriptor": MANIFEST_DESCRIPTOR.write(known)} if known else {}
 
 
 def _listed(container: Container, image: str, names: Iterable[str]) -> dict[str, object]:
@@ -201,9 +216,14 @@ def _quoted(word: str) -> str:
 
 
 def summaries(
-    engine: Engine, everything: bool, limit: int, with_size: bool, filters: dict[str, list[str]]
+    engine: Engine,
+    everything: bool,
+    limit: int,
+    with_size: bool,
+    filters: dict[str, list[str]],
+    version: versions.Version = versions.LAST,
 ) -> list[dict[str, object]]:
-    """GET /containers/json, the newest first. Raises BadRequest, NotFound."""
+    """GET /containers/json, the newest first, as this version of the API has it. Raises BadRequest, NotFound."""
     _check_filters(filters)
     found = sorted(engine.containers.all(), key=lambda container: container.created, reverse=True)
     if not (everything or limit > 0 or filters.get("status") or filters.get("exited")):
@@ -223,6 +243,7 @@ def summaries(
     if with_size:
         for entry, container in zip(result, found, strict=True):
             entry.update(_sizes(engine, container))
+    versions.fit("containers", result, version)
     return result
 
 
@@ -391,8 +412,10 @@ def _config(container: Container) -> dict[str, object]:
     return {key: value for key, value in whole.items() if value is not None or key in _NULLS}
 
 
-def inspect(engine: Engine, container: Container, with_size: bool) -> dict[str, object]:
-    """GET /containers/{name}/json."""
+def inspect(
+    engine: Engine, container: Container, with_size: bool, version: versions.Version = versions.LAST
+) -> dict[str, object]:
+    """GET /containers/{name}/json, as this version of the API has it."""
     directory, driver = container.directory, engine.config["storage-driver"]
 
     def file(name: str) -> str:
@@ -400,7 +423,7 @@ def inspect(engine: Engine, container: Container, with_size: bool) -> dict[str, 
 
     said = unit_texts([container])
     log_file = log_path(directory, container.id, "json-file") if container.log_type == "json-file" else ""
-    return {
+    result: dict[str, object] = {
         "Id": container.id,
         "Created": container.created,
         "Path": container.path,
@@ -421,8 +444,17 @@ def inspect(engine: Engine, container: Container, with_size: bool) -> dict[str, 
         "ExecIDs": [identity for identity, execution in container.execs.items() if execution.running] or None,
         "HostConfig": {**_host_config(engine, container), "Links": engine.endpoints.links.shown(container)},
         "GraphDriver": {"Data": None, "Name": driver},
+        "Storage": {"RootFS": {"Snapshot": {"Name": driver}}},
         "Mounts": mount_points(container),
         "Config": _config(container),
-        "NetworkSettings": container.network_settings.shown(),
+        "NetworkSettings": container.network_settings.shown(_older_aliases(container) if version < (1, 45) else ()),
         **(_sizes(engine, container) if with_size else {}),
+        **_manifest(container),
     }
+    versions.fit("container", result, version)
+    return result
+
+
+def _older_aliases(container: Container) -> tuple[str, ...]:
+    """What stood among the aliases on networks of users before it had DNSNames."""
+    return container.id[:12], container.config.hostname

@@ -3,16 +3,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import time
 from typing import TYPE_CHECKING, cast
 
-from teu.engine.backend import content
+from teu.engine.backend import containerd, content
+from teu.engine.core import versions
 from teu.engine.core.errors import BadRequest, EngineError
 from teu.engine.core.filters import filter_moment, flag_filter, labels_match
 from teu.engine.core.times import moment_of, seconds
 from teu.engine.images import platforms, removal
 from teu.oci import image_spec
+from teu.oci import labels as labels_of
 
 if TYPE_CHECKING:
     from typing import NotRequired, TypedDict
@@ -50,6 +53,8 @@ if TYPE_CHECKING:
 
 
 NEVER = "0001-01-01T00:00:00Z"
+COUNTED = (1, 51)  # since when the containers of all images are counted; with `shared` at any time
+IDENTITY = (1, 53)  # since when one is told in full
 LIST_FILTERS = {"dangling", "label", "label!", "before", "since", "reference", "until"}
 
 
@@ -61,8 +66,11 @@ def listing(
     shared: bool = False,
     targets: bool = False,
     manifests: bool = False,
+    identity: bool = False,
+    version: versions.Version = versions.LAST,
 ) -> list[ImageSummary]:
-    """GET /images/json; with the descriptors of `targets`, and with the `manifests` below them."""
+    """GET /images/json, as this version of the API has it; with the descriptors of `targets`, and with the `manifests`
+    below them, and the `identity` of each."""
     for name in filters:
         if name not in LIST_FILTERS:
             raise BadRequest(f"invalid filter '{name}'")
@@ -74,7 +82,7 @@ def listing(
     until = [filter_moment(text) for text in filters.get("until", ())]
     users: dict[str, int] = {}
     layer_users: dict[str, int] = {}
-    if shared:
+    if shared or version >= COUNTED:
         owner = {known: image_id for image_id, (_, names) in images.items() for known in engine.images.ids(names)}
         for container in engine.containers.all():
             known = container.image_id if container.image_id in images else owner.get(container.image_id, "")
@@ -106,8 +114,8 @@ def listing(
         size = total_size(engine, details, names[0])
         result.append(
             {
-                **_below(engine, names[0], targets, manifests),
-                "Containers": users.get(image_id, 0) if shared else -1,
+                **_below(engine, names[0], targets, manifests, identity),
+                "Containers": users.get(image_id, 0) if shared or version >= COUNTED else -1,
                 "Created": moment // 10**9,
                 "Id": image_id,
                 "Labels": labels or None,
@@ -120,9 +128,11 @@ def listing(
                 if shared
                 else -1,
                 "Size": size,
+                "VirtualSize": size,
             }
         )
     result.sort(key=lambda item: (-item["Created"], item["Id"]))
+    versions.fit("images", result, version)
     return result
 
 
@@ -153,15 +163,31 @@ def disk_usage(engine: Engine) -> int:
     return sum(chains.values()) + sum(blobs.values())
 
 
-def _below(engine: Engine, name: Name, targets: bool, manifests: bool) -> ImageSummary:
+def _below(engine: Engine, name: Name, targets: bool, manifests: bool, identity: bool = False) -> ImageSummary:
     """Descriptor (since 1.48) and Manifests (since 1.47, where they were asked for) of a name's target."""
     more: dict[str, object] = {}
     if targets:
         more["Descriptor"] = image_spec.plain(name.target)
     if manifests:
         found = engine.images.parts(name, sizes=True)
-        more["Manifests"] = [_manifest_summary(engine, part) for part in found]
+        more["Manifests"] = [
+            {**_manifest_summary(engine, part), **(_identity(engine, part.digest) if identity else {})}
+            for part in found
+        ]
     return cast("ImageSummary", more)
+
+
+def _identity(engine: Engine, *blobs: str) -> dict[str, object]:
+    """Where manifests, or an index and one of them, have come from, as far as their labels say: repositories that they
+    were pulled from."""
+    found: set[str] = set()
+    for digest in blobs:
+        with contextlib.suppress(containerd.NotFound):
+            for key, value in content.info(engine.containerd, digest).labels.items():
+                if key.startswith(f"{labels_of.SOURCE}."):
+                    host = key.removeprefix(f"{labels_of.SOURCE}.")
+                    found |= {f"{host}/{name}" for name in value.split(",") if name}
+    return {"Identity": {"Pull": [{"Repository": name} for name in sorted(found)]}} if found else {}
 
 
 def _manifest_summary(engine: Engine, part: Part) -> dict[str, object]:
@@ -206,15 +232,19 @@ def inspect(
     targets: bool = False,
     manifests: bool = False,
     platform: bool = False,
+    version: versions.Version = versions.LAST,
 ) -> dict[str, object]:
-    """GET /images/{name}/json; `targets` and `manifests` as of `listing`. With `platform` one was asked for, and the
-    descriptor is of its manifest."""
+    """GET /images/{name}/json; `targets`, `manifests` and `version` as of `listing`. With `platform` one was asked for,
+    and the descriptor is of its manifest."""
     config = image.config
     updated = max((name.updated for name in names if name.reference), default=0.0)
     root: dict[str, object] = {"Type": "layers"}
     if config["rootfs"]["diff_ids"]:
         root["Layers"] = config["rootfs"]["diff_ids"]
+    size = _packed(engine, image) if engine.images.by_target else image.size
+    identity = version >= IDENTITY
     result: dict[str, object] = {
+        **(_identity(engine, image.target["digest"], image.details.manifest_digest) if identity else {}),
         **(_below(engine, names[0], targets, manifests) if names else {}),
         **({"Descriptor": _descriptor(engine, image, names)} if targets and platform else {}),
         "Id": image.id,
@@ -222,13 +252,16 @@ def inspect(
         "RepoDigests": engine.images.repo_digests(names),
         "Parent": parent(engine, config),
         "Comment": _last_comment(config),
-        "Created": config.get("created") or NEVER,
+        "Created": config.get("created") or "",
+        "Container": _text(config, "container"),
+        "ContainerConfig": container_config(_older_config(config)),
         "DockerVersion": config.get("docker_version", ""),
         "Author": config.get("author", ""),
         "Config": container_config(config.get("config") or {}),
         "Architecture": config.get("architecture", ""),
         "Os": config.get("os", ""),
-        "Size": _packed(engine, image) if engine.images.by_target else image.size,
+        "Size": size,
+        "VirtualSize": size,
         "GraphDriver": {"Data": None, "Name": engine.images.snapshotter},
         "RootFS": root,
         "Metadata": {
@@ -239,7 +272,21 @@ def inspect(
     }
     if config.get("variant"):
         result["Variant"] = config["variant"]
+    versions.fit("image", result, version)
+    if result.get("Created") == "":
+        result["Created"] = NEVER
     return result
+
+
+def _text(config: ImageConfig, key: str) -> str:
+    value = cast("dict[str, object]", config).get(key)
+    return value if isinstance(value, str) else ""
+
+
+def _older_config(config: ImageConfig) -> ContainerConfig:
+    """That of the container which the image was committed from, which builders of old have written down."""
+    value = cast("dict[str, object]", config).get("container_config")
+    return cast("ContainerConfig", value) if isinstance(value, dict) else {}
 
 
 def _descriptor(engine: Engine, image: Image, names: list[Name]) -> Descriptor:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from teu.engine.containers import proc
 from teu.engine.containers.model import Container
+from teu.engine.core import versions
 from teu.engine.core.times import NEVER, timestamp
 from teu.linux import cgroup_files
 from teu.linux.cgroup_files import UINT64_MAX, devices, flat, number, text
@@ -46,8 +47,11 @@ BLOCK_FIELDS = (
 Sample = dict[str, object]
 
 
-def stream(engine: Engine, container: Container, follow: bool, once: bool) -> Iterator[bytes]:
-    """A line each second while it follows. Without: two samples a second apart, or one (one-shot)."""
+def stream(
+    engine: Engine, container: Container, follow: bool, once: bool, version: versions.Version = versions.LAST
+) -> Iterator[bytes]:
+    """A line each second while it follows. Without: two samples a second apart, or one (one-shot). As this version of
+    the API has them."""
     before: Sample | None = None
     if not follow and not once and container.running:
         before = sample(container)
@@ -55,7 +59,9 @@ def stream(engine: Engine, container: Container, follow: bool, once: bool) -> It
     while not container.removed:
         if container.running or not follow:
             now = sample(container)
-            yield json.dumps(_with(now, before)).encode() + b"\n"
+            shown = _with(now, before)
+            versions.fit("statistics", shown, version)
+            yield json.dumps(shown).encode() + b"\n"
             before = now
         else:
             yield b""
@@ -110,6 +116,7 @@ def sample(container: Container) -> Sample:
         "read": timestamp(),
         "name": f"/{container.name}",
         "id": container.id,
+        "os_type": "linux",
         "num_procs": 0,
         "pids_stats": {},
         "cpu_stats": _no_cpu(),

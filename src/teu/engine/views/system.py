@@ -6,14 +6,15 @@ from __future__ import annotations
 import ipaddress
 import os
 import platform
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from teu import __version__
 from teu.config import Settings
 from teu.engine.builds.builder import CacheRecord
 from teu.engine.containers import hostconfig
-from teu.engine.core import times
+from teu.engine.core import times, versions
 from teu.engine.logs import registry as log_drivers
 from teu.engine.networks.drivers import registry as network_drivers
 from teu.engine.spec import device_requests
@@ -24,6 +25,8 @@ from teu.oci import cdi
 if TYPE_CHECKING:
     from teu.engine.engine import Engine
 
+BRIEF = (1, 52)  # since when `df` tells of kinds, and of each one where it is asked to be verbose
+ACTIVE = ("running", "paused", "restarting")
 KINDS = ("container", "image", "volume", "build-cache")
 
 
@@ -90,7 +93,7 @@ def _address_pools(settings: Settings) -> dict[str, object]:
     return {"DefaultAddressPools": pools} if pools else {}
 
 
-def info(engine: Engine, version: tuple[int, int]) -> dict[str, object]:
+def info(engine: Engine, version: versions.Version) -> dict[str, object]:
     """GET /info. `version`: of the API, which the client speaks."""
     everyone = engine.containers.all()
     states = [container.status() for container in everyone]
@@ -117,7 +120,7 @@ def info(engine: Engine, version: tuple[int, int]) -> dict[str, object]:
     if version < (1, 25):  # names alone, and a field of the time before runtimes
         security = [entry.removeprefix("name=").partition(",")[0] for entry in security]
         more["ExecutionDriver"] = "<not supported>"
-    return {
+    result: dict[str, object] = {
         **more,
         "ID": engine.id,
         "Containers": len(everyone),
@@ -193,11 +196,17 @@ def info(engine: Engine, version: tuple[int, int]) -> dict[str, object]:
         "CDISpecDirs": folders,
         "DiscoveredDevices": device_requests.discovered(folders),
         "FirewallBackend": {"Driver": "nftables", "Info": engine.endpoints.host.describe()},
+        "Containerd": {
+            "Address": engine.containerd.address,
+            "Namespaces": {"Containers": engine.containerd.namespace, "Plugins": ""},
+        },
         "Warnings": warnings or None,
     }
+    versions.fit("info", result, version)
+    return result
 
 
-def _cache_record(one: CacheRecord, version: tuple[int, int]) -> dict[str, object]:
+def _cache_record(one: CacheRecord, version: versions.Version) -> dict[str, object]:
     shown: dict[str, object] = {"ID": one.id}
     if version < (1, 42):
         shown["Parent"] = one.parents[0] if one.parents else ""
@@ -216,18 +225,53 @@ def _cache_record(one: CacheRecord, version: tuple[int, int]) -> dict[str, objec
     }
 
 
-def usage(engine: Engine, kinds: set[str], version: tuple[int, int]) -> dict[str, object]:
-    """GET /system/df: of these kinds of KINDS."""
+def usage(engine: Engine, kinds: set[str], version: versions.Version, verbose: bool = False) -> dict[str, object]:
+    """GET /system/df: of these kinds of KINDS, as this version of the API has it. `verbose`: what is in use one by one
+    also where the version tells that of the kinds alone (BRIEF)."""
     answer: dict[str, object] = {}
+    older: dict[str, object] = {}
     if "image" in kinds:
-        answer["Images"] = images.listing(engine, {}, every=True, shared=True)
-        answer["LayersSize"] = images.disk_usage(engine)
+        rows = images.listing(engine, {}, every=True, shared=True, version=version)
+        older["Images"], older["LayersSize"] = rows, images.disk_usage(engine)
+        unused = sum(row["Size"] - row["SharedSize"] for row in rows if not row["Containers"])
+        active = sum(1 for row in rows if row["Containers"])
+        answer["ImageUsage"] = _used(rows, active, int(str(older["LayersSize"])), unused, verbose)
     if "container" in kinds:
-        answer["Containers"] = containers.summaries(engine, True, 0, True, {})
+        found = containers.summaries(engine, True, 0, True, {}, version)
+        older["Containers"] = found
+        for row in found:
+            row.pop("ImageManifestDescriptor", None)  # as docker has it
+        sizes = [(int(str(row["SizeRw"])), row["State"] in ACTIVE) for row in found]
+        unused = sum(size for size, busy in sizes if not busy)
+        answer["ContainerUsage"] = _used(
+            found, sum(busy for _, busy in sizes), sum(size for size, _ in sizes), unused, verbose
+        )
     if "volume" in kinds:
-        answer["Volumes"] = engine.volumes.usage()
+        kept = engine.volumes.usage()
+        older["Volumes"] = kept
+        known = [cast("dict[str, int]", one["UsageData"]) for one in kept]
+        unused = sum(max(one["Size"], 0) for one in known if not one["RefCount"])
+        total, active = sum(max(one["Size"], 0) for one in known), sum(1 for one in known if one["RefCount"])
+        answer["VolumeUsage"] = _used(kept, active, total, unused, verbose)
     if "build-cache" in kinds:
-        kept = engine.builder.usage()
-        answer["BuildCache"] = [_cache_record(one, version) for one in kept]
-        answer["BuilderSize"] = sum(one.size for one in kept if not one.shared)
+        cache = engine.builder.usage()
+        records = [_cache_record(one, version) for one in cache]
+        older["BuildCache"] = records
+        older["BuilderSize"] = sum(one.size for one in cache if not one.shared)
+        unused = sum(one.size for one in cache if not one.in_use and not one.shared)
+        answer["BuildCacheUsage"] = _used(
+            records, sum(one.in_use for one in cache), sum(one.size for one in cache), unused, verbose
+        )
+    if version < BRIEF or not verbose:
+        answer = {**older, **answer}
+    versions.fit("df", answer, version)
     return answer
+
+
+def _used(rows: Sequence[object], active: int, total: int, unused: int, verbose: bool) -> dict[str, object]:
+    """The API's DiskUsage of one kind, in bytes. What is nothing is left out."""
+    shown = {"ActiveCount": active, "Reclaimable": unused, "TotalCount": len(rows), "TotalSize": total}
+    result: dict[str, object] = {key: value for key, value in shown.items() if value}
+    if verbose and rows:
+        result["Items"] = list(rows)
+    return result

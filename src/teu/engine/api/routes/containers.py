@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 def create_container(engine: Engine, request: Request) -> Response:
     container, warnings = create.create(
         engine,
-        request.decode(fields.CONTAINER),
+        request.decode(fields.CONTAINER, heed="create"),
         request.query.get("name"),
         request.query.get("platform") or None,
         request.version,
@@ -43,13 +43,15 @@ def list_containers(engine: Engine, request: Request) -> Response:
             limit=request.query.integer("limit", 0) or 0,
             with_size=request.query.flag("size"),
             filters=request.query.filters(),
+            version=request.version,
         )
     )
 
 
 @route("GET", "/containers/{name}/json")
 def inspect(engine: Engine, request: Request, name: str) -> Response:
-    return json_response(containers_view.inspect(engine, engine.containers.get(name), request.query.flag("size")))
+    container = engine.containers.get(name)
+    return json_response(containers_view.inspect(engine, container, request.query.flag("size"), request.version))
 
 
 @route("POST", "/containers/{name}/start")
@@ -123,7 +125,7 @@ def resize(engine: Engine, request: Request, name: str) -> Response:
 
 @route("POST", "/containers/{name}/update")
 def update(engine: Engine, request: Request, name: str) -> Response:
-    body = request.decode(fields.UPDATE)
+    body = request.decode(fields.UPDATE, heed="update")
     container = engine.containers.get(name)
     return json_response({"Warnings": limits.update(engine, container, body)})
 
@@ -215,4 +217,4 @@ def stats(engine: Engine, request: Request, name: str) -> Response:
     container = engine.containers.get(name)
     follow = request.query.flag("stream", True)
     once = request.query.flag("one-shot")
-    return stream(module.stream(engine, container, follow, once), "application/json")
+    return stream(module.stream(engine, container, follow, once, request.version), "application/json")

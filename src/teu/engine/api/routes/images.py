@@ -24,6 +24,9 @@ TARGETS = (1, 48)  # since when images are told with their Descriptor; with `man
 
 @route("GET", "/images/json")
 def list_images(engine: Engine, request: Request) -> Response:
+    identity = request.query.flag("identity")
+    if identity and not request.query.flag("manifests"):
+        raise BadRequest("conflicting options: identity requires manifests=1")
     rows = images_view.listing(
         engine,
         request.query.filters(),
@@ -31,11 +34,12 @@ def list_images(engine: Engine, request: Request) -> Response:
         shared=request.query.flag("shared-size"),
         targets=request.version >= TARGETS or request.query.flag("manifests"),
         manifests=request.query.flag("manifests"),
+        identity=identity,
+        version=request.version,
     )
-    if request.version < (1, 44):
+    if request.version < (1, 43):
         for row in rows:
-            row["VirtualSize"] = row["Size"]
-            if request.version < (1, 43) and not row["RepoTags"] and not row["RepoDigests"]:
+            if not row["RepoTags"] and not row["RepoDigests"]:
                 row["RepoTags"], row["RepoDigests"] = ["<none>:<none>"], ["<none>@<none>"]
     return json_response(rows)
 
@@ -180,7 +184,8 @@ def inspect_image(engine: Engine, request: Request, name: str) -> Response:
         raise BadRequest("platform and manifests exclude each other: a manifest has one platform")
     image, names = _found(engine, name, platform)
     targets = manifests or request.version >= TARGETS
-    return json_response(images_view.inspect(engine, image, names, targets, manifests, platform is not None))
+    answer = images_view.inspect(engine, image, names, targets, manifests, platform is not None, request.version)
+    return json_response(answer)
 
 
 @route("GET", "/images/{name:path}/history")

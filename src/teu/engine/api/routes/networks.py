@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from teu.engine.api.messages import Request, Response, empty, json_response
 from teu.engine.api.router import route
-from teu.engine.core import fields
+from teu.engine.core import fields, versions
 from teu.engine.core.errors import BadRequest, NotFound
 from teu.engine.core.filters import filter_moment, flag_filter, labels_match
 from teu.engine.core.times import moment_of
@@ -23,13 +23,13 @@ PRUNE_FILTERS = {"label", "label!", "until"}
 @route("GET", "/networks")
 def list_networks(engine: Engine, request: Request) -> Response:
     filters = _filters(request, FILTERS)
-    return json_response(
-        [
-            engine.networks.describe(network, containers=False)
-            for network in engine.networks.all()
-            if _matches(engine, network, filters)
-        ]
-    )
+    rows = [
+        engine.networks.describe(network, containers=False)
+        for network in engine.networks.all()
+        if _matches(engine, network, filters)
+    ]
+    versions.fit("networks", rows, request.version)
+    return json_response(rows)
 
 
 def _filters(request: Request, known: set[str]) -> dict[str, list[str]]:
@@ -94,7 +94,9 @@ def inspect_network(engine: Engine, request: Request, name: str) -> Response:
     network = engine.networks.get(name)
     if request.query.get("scope") not in ("", network.record.scope):
         raise NotFound(f"network {name} not found: it is of scope {network.record.scope}")
-    return json_response(engine.networks.describe(network))
+    answer = engine.networks.describe(network)
+    versions.fit("network", answer, request.version)
+    return json_response(answer)
 
 
 @route("DELETE", "/networks/{name}")

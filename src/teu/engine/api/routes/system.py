@@ -12,16 +12,20 @@ from typing import TYPE_CHECKING
 
 from teu import __version__
 from teu.engine.api.messages import Request, Response, json_response, stream, text
+from teu.engine.api.parameters import accepted
 from teu.engine.api.router import route
 from teu.engine.api.server import API_VERSION, oldest, version_text
 from teu.engine.core import events as bus
-from teu.engine.core import fields, times
+from teu.engine.core import fields, times, versions
 from teu.engine.core.errors import BadRequest, EngineError, Unavailable
 from teu.engine.views import system as view
 
 if TYPE_CHECKING:
     from teu.engine.engine import Engine
 
+SEQUENCE = "application/json-seq"  # RFC 7464
+EVENT_TYPES = ("application/jsonl", "application/x-ndjson", SEQUENCE)
+RECORD_SEPARATOR = b"\x1e"
 EVENT_FILTERS = {
     "config",
     "container",
@@ -107,9 +111,16 @@ def events(engine: Engine, request: Request) -> Response:
     until = times.parse(request.query.get("until"), "until")
     if until and since > until:
         raise BadRequest(f"since ({request.query.get('since')}) is later than until ({request.query.get('until')})")
+    kind = accepted(request, EVENT_TYPES) or ("application/json" if request.version < (1, 52) else EVENT_TYPES[0])
+
+    def line(event: bus.Event) -> bytes:
+        shown = dict(event)
+        versions.fit("event", shown, request.version)
+        return (RECORD_SEPARATOR if kind == SEQUENCE else b"") + json.dumps(shown).encode() + b"\n"
+
     kept, mine = engine.events.subscribe()
-    chunks = _events(engine, kept, mine, filters, since, until)
-    return stream(chunks, "application/json", lambda: engine.events.unsubscribe(mine))
+    chunks = (line(event) if event else b"" for event in _events(engine, kept, mine, filters, since, until))
+    return stream(chunks, kind, lambda: engine.events.unsubscribe(mine))
 
 
 def _events(
@@ -119,13 +130,14 @@ def _events(
     filters: dict[str, list[str]],
     since: int,
     until: int,
-) -> Iterator[bytes]:
-    yield b""
+) -> Iterator[bus.Event | None]:
+    """Events, and None where there is nothing to say for a while."""
+    yield None
     if since or until:
         for event in kept:
             inside = event["timeNano"] >= since and (not until or event["timeNano"] <= until)
             if inside and bus.matches(event, filters):
-                yield json.dumps(event).encode() + b"\n"
+                yield event
     kept.clear()
     while not until or time.time_ns() < until:
         wait = 5.0 if not until else min(5.0, max(0.001, (until - time.time_ns()) / 1e9))
@@ -134,14 +146,14 @@ def _events(
         except queue.Empty:
             if not engine.events.is_subscribed(mine):
                 return
-            yield b""
+            yield None
             continue
         if following is None:
             return
         if until and following["timeNano"] > until:
             return
         if bus.matches(following, filters):
-            yield json.dumps(following).encode() + b"\n"
+            yield following
 
 
 @route("GET", "/system/df")
@@ -150,7 +162,7 @@ def disk_usage(engine: Engine, request: Request) -> Response:
     for kind in kinds:
         if kind not in view.KINDS:
             raise BadRequest(f"unknown object type: {kind}")
-    return json_response(view.usage(engine, kinds, request.version))
+    return json_response(view.usage(engine, kinds, request.version, request.query.flag("verbose")))
 
 
 @route("POST", "/auth")

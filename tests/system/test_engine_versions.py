@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Versions of the Engine API: the members of answers at each version, as Debian's dockerd has them at the same one."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import engine
+import peers
+import pytest
+import whole
+
+pytestmark = [pytest.mark.needs("docker", "dockerd", "trixie", "namespace"), pytest.mark.timeout(300)]
+
+DOCKER = 45  # minor version of the API of Debian's docker
+
+
+class Answer(NamedTuple):
+    status: int
+    kind: str
+    body: Any
+
+
+def ask(path: str, minor: int, method: str, target: str, body: object = None, **headers: str) -> Answer:
+    connection = http.client.HTTPConnection("localhost")
+    connection.sock = socket.socket(socket.AF_UNIX)
+    connection.sock.settimeout(100)
+    connection.sock.connect(path)
+    data = None if body is None else json.dumps(body).encode()
+    kind = {"Content-Type": "application/json"} if data else {}
+    connection.request(method, f"/v1.{minor}{target}", data, {**kind, **headers})
+    answer = connection.getresponse()
+    content = answer.read()
+    connection.close()
+    told = answer.getheader("Content-Type", "")
+    return Answer(answer.status, told, json.loads(content or b"null") if told == "application/json" else content)
+
+
+@pytest.fixture(scope="module")
+def both() -> Iterator[tuple[str, str]]:
+    engine.need_busybox()
+    whole.remove_everything()
+    with peers.dockerd(network=True) as daemon:
+        daemon.load_busybox()
+        pair = (engine.SOCKET, str(daemon.socket))
+        for path in pair:
+            body = {
+                "Image": "busybox",
+                "Cmd": ["sleep", "1000"],
+                "HostConfig": {"NetworkMode": "bridge", "Annotations": {"a": "b"}},
+            }
+            assert ask(path, 43, "POST", "/containers/create?name=shaped", body).status == 201
+            assert ask(path, 43, "POST", "/containers/shaped/start").status == 204
+        yield pair
+        for path in pair:
+            ask(path, 43, "DELETE", "/containers/shaped?force=1")
+
+
+# What an answer of docker's says of its own kind of storage, and what Teu says more, whichever the version.
+OURS = {
+    "/containers/shaped/json": {"Annotations"},
+    "/info": {"Containerd", "CDISpecDirs"},
+    "/images/busybox/json": set(),
+    "/networks/bridge": set(),
+}
+THEIRS = {"/info": {"ProductLicense", "HttpProxy", "HttpsProxy", "NoProxy"}}
+
+
+@pytest.mark.parametrize("minor", [24, 41, 43, 44, 45])
+@pytest.mark.parametrize("target", sorted(OURS))
+def test_members_are_those_of_the_version(both: tuple[str, str], target: str, minor: int) -> None:
+    ours, theirs = (ask(path, minor, "GET", target).body for path in both)
+    more, less = set(ours) - set(theirs) - OURS[target], set(theirs) - set(ours) - THEIRS.get(target, set())
+    assert not more and not less, (target, minor)
+    for part in ("Config", "NetworkSettings", "ContainerConfig"):
+        if isinstance(theirs.get(part), dict):
+            assert set(theirs[part]) <= set(ours[part]), (part, minor)
+
+
+def test_versions_that_only_later_docker_has(both: tuple[str, str]) -> None:
+    """As moby's own history of the API has it."""
+    path = both[0]
+    for minor in range(45, 56):
+        one = ask(path, minor, "GET", "/containers/shaped/json").body
+        assert ("ImageManifestDescriptor" in one) == (minor >= 48)
+        assert ("IPAddress" in one["NetworkSettings"]) == ("GraphDriver" in one) == (minor < 52)
+        (row,) = ask(path, minor, "GET", "/containers/json?filters=" + '{"name":["shaped"]}').body
+        assert row["HostConfig"].get("Annotations") == ({"a": "b"} if minor >= 46 else None)
+        assert ("Health" in row) == (minor >= 52)
+        told = ask(path, minor, "GET", "/info").body
+        for name, since in (("Containerd", 46), ("FirewallBackend", 49), ("DiscoveredDevices", 50)):
+            assert (name in told) == (minor >= since), (name, minor)
+        assert ("Expected" in told["RuncCommit"]) == (minor < 49) and ("BridgeNfIptables" in told) == (minor < 50)
+        image = ask(path, minor, "GET", "/images/busybox/json").body
+        assert ("Hostname" in image["Config"]) == (minor < 50) and ("GraphDriver" in image) == (minor < 52)
+        network = ask(path, minor, "GET", "/networks/bridge").body
+        assert ("EnableIPv4" in network) == (minor >= 48) and ("Status" in network) == (minor >= 52)
+        if minor >= 52:
+            (subnet,) = network["Status"]["IPAM"]["Subnets"].values()
+            assert subnet["IPsInUse"] == 4 and subnet["DynamicIPsAvailable"] > 1000  # this container's is the fourth
+        used = ask(path, minor, "GET", "/system/df").body
+        assert ("ImageUsage" in used) == (minor >= 52) and "Images" in used
+        brief = ask(path, minor, "GET", "/system/df?verbose=1").body
+        assert ("Images" in brief) == (minor < 52)
+        if minor >= 52:
+            assert len(brief["ContainerUsage"]["Items"]) == brief["ContainerUsage"]["TotalCount"] == 1
+    assert ask(path, 56, "GET", "/info").status == 400
+
+
+def test_events_come_as_they_are_asked_for(both: tuple[str, str]) -> None:
+    target = "/events?since=1&until=2&filters={}"
+    for minor, accept, kind in (
+        (45, "*/*", "application/json"),
+        (52, "*/*", "application/jsonl"),
+        (52, "application/x-ndjson", "application/x-ndjson"),
+        (52, "application/json-seq", "application/json-seq"),
+    ):
+        assert ask(both[0], minor, "GET", target, Accept=accept).kind == kind
+    assert ask(both[1], DOCKER, "GET", target).kind == "application/json"
+
+
+def test_bodies_of_versions(both: tuple[str, str]) -> None:
+    def create(path: str, minor: int, **host: Any) -> Answer:
+        answer = ask(path, minor, "POST", "/containers/create?name=of-a-version", {"Image": "busybox", **host})
+        ask(path, minor, "DELETE", "/containers/of-a-version?force=1")
+        return answer
+
+    subpath = {"Mounts": [{"Type": "volume", "Target": "/x", "Source": "v", "VolumeOptions": {"Subpath": "a"}}]}
+    force = {"Mounts": [{"Type": "bind", "Source": "/tmp", "Target": "/x", "ReadOnly": True}]}
+    force["Mounts"][0]["BindOptions"] = {"ReadOnlyForceRecursive": True, "Propagation": "rprivate"}
+    for minor, host in ((44, subpath), (43, force)):
+        ours, theirs = (create(path, minor, HostConfig=host) for path in both)
+        assert ours[::2] == theirs[::2] and ours.status == 400
+    for path in both:
+        assert create(path, DOCKER, MacAddress="02:00:00:00:00:09").status == 201
+    assert create(both[0], 52, MacAddress="02:00:00:00:00:09").status == 400
