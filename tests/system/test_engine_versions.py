@@ -123,6 +123,35 @@ def test_events_come_as_they_are_asked_for(both: tuple[str, str]) -> None:
     assert ask(both[1], DOCKER, "GET", target).kind == "application/json"
 
 
+def test_routes_outside_a_swarm(both: tuple[str, str]) -> None:
+    """Status by status, as dockerd that is in no swarm; but init and join, which it would do."""
+    for method, target in (
+        *(("GET", f"/{kind}") for kind in ("swarm", "nodes", "services", "tasks", "secrets", "configs")),
+        *(("GET", f"/{kind}/x") for kind in ("nodes", "services", "tasks", "secrets", "configs")),
+        *(("DELETE", f"/{kind}/x") for kind in ("nodes", "services", "secrets", "configs")),
+        *(("POST", f"/{kind}/x/update?version=1") for kind in ("nodes", "services", "secrets", "configs")),
+        *(("POST", f"/{kind}/create") for kind in ("services", "secrets", "configs")),
+        *(("POST", f"/swarm/{verb}") for verb in ("leave", "unlock")),
+        ("POST", "/swarm/update?version=1"),
+        ("GET", "/swarm/unlockkey"),
+        ("GET", "/services/x/logs?stdout=1"),
+        ("GET", "/tasks/x/logs?stdout=1"),
+        ("GET", "/plugins"),
+        ("GET", "/plugins/x/json"),
+        ("DELETE", "/plugins/x"),
+        ("POST", "/plugins/x/enable?timeout=0"),
+        ("POST", "/plugins/x/disable"),
+        ("OPTIONS", "/containers/json"),
+        ("OPTIONS", "/any/thing"),
+    ):
+        body = {} if method == "POST" else None
+        ours, theirs = (ask(path, DOCKER, method, target, body).status for path in both)
+        assert ours == theirs, (method, target)
+    for minor, target in ((29, "/configs"), (24, "/secrets"), (29, "/distribution/x/json")):
+        ours, theirs = (ask(path, minor, "GET", target) for path in both)
+        assert ours.status == theirs.status == 400, target
+
+
 def test_bodies_of_versions(both: tuple[str, str]) -> None:
     def create(path: str, minor: int, **host: Any) -> Answer:
         answer = ask(path, minor, "POST", "/containers/create?name=of-a-version", {"Image": "busybox", **host})

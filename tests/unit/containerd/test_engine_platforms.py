@@ -61,14 +61,24 @@ def offered(registry: ScriptedRegistry, tag: str = "1", common: bytes = b"c") ->
     for architecture in ARCHITECTURES:
         layers = tar(("common", common)), tar((f"file-{architecture}", tag.encode()))
         made[architecture] = registry.image("app", architecture + tag, *layers, architecture=architecture)
-    statement = b'{"_type":"https://in-toto.io/Statement/v0.1"}'
+    statement, other = b'{"_type":"https://in-toto.io/Statement/v0.1"}', b'{"_type":"other"}'
     empty = b'{"architecture":"unknown","os":"unknown","config":{},"rootfs":{"type":"layers","diff_ids":[]}}'
     document = {
         "schemaVersion": 2,
         "mediaType": image_spec.OCI_MANIFEST,
         "config": {"mediaType": image_spec.OCI_CONFIG, "digest": registry.put(empty), "size": len(empty)},
         "layers": [
-            {"mediaType": "application/vnd.in-toto+json", "digest": registry.put(statement), "size": len(statement)}
+            {
+                "mediaType": "application/vnd.in-toto+json",
+                "digest": registry.put(text),
+                "size": len(text),
+                **({"annotations": {"in-toto.io/predicate-type": kind}} if kind else {}),
+            }
+            for text, kind in (
+                (statement, "https://slsa.dev/provenance/v1"),
+                (other, "https://spdx.dev/Document"),
+                (b"{}", ""),
+            )
         ],
     }
     made["attestation"] = registry.manifest("app", f"attestation{tag}", image_spec.OCI_MANIFEST, document)
@@ -421,3 +431,74 @@ def test_choices() -> None:
     assert platforms.choice(["arm64", '{"os":"linux","architecture":"arm64"}']) == platforms.choice(["arm64"])
     with pytest.raises(BadRequest, match="invalid"):
         platforms.choice(["!"])
+
+
+def test_what_builders_say_of_an_image(engine: Engine, registry: ScriptedRegistry, ids: str) -> None:
+    offered(registry)
+    pulled(engine, registry, "all")
+    target = f"/images/{text(engine, registry)}/attestations"
+    provenance, bill = asked(engine, "GET", target)
+    assert provenance["PredicateType"] == "https://slsa.dev/provenance/v1" and "Statement" not in provenance
+    assert provenance["Descriptor"]["mediaType"] == "application/vnd.in-toto+json"
+    assert provenance["Descriptor"]["annotations"] == {"in-toto.io/predicate-type": provenance["PredicateType"]}
+    assert bill["PredicateType"] == "https://spdx.dev/Document"
+    (found,) = asked(engine, "GET", f"{target}?statement=1&type={bill['PredicateType']}&type=%20&platform=")
+    assert found == {**bill, "Statement": {"_type": "other"}}
+    assert asked(engine, "GET", f"{target}?type=nothing") == []
+    assert asked(engine, "GET", f"{target}?platform=linux/s390x") == []
+    with pytest.raises(NotFound, match="has no manifest for linux/mips"):
+        asked(engine, "GET", f"{target}?platform=linux/mips")
+    with pytest.raises(BadRequest, match="only one platform"):
+        asked(engine, "GET", f"{target}?platform=linux/s390x&platform=linux/amd64")
+    with pytest.raises(NotFound):
+        asked(engine, "GET", "/images/nosuch/attestations")
+
+
+def test_attestations_that_are_not_here(engine: Engine, registry: ScriptedRegistry, ids: str) -> None:
+    offered(registry)
+    pulled(engine, registry)
+    with pytest.raises(NotFound, match="is not available locally"):
+        asked(engine, "GET", f"/images/{text(engine, registry)}/attestations")
+
+
+def test_images_in_the_shape_of_their_version(engine: Engine, registry: ScriptedRegistry, ids: str) -> None:
+    offered(registry)
+    pulled(engine, registry)
+    name = text(engine, registry)
+    for minor in (43, 44, 47, 48, 49, 50, 51, 52, 53, 55):
+        one = asked(engine, "GET", f"/images/{name}/json", (1, minor))
+        (row,) = asked(engine, "GET", "/images/json", (1, minor))
+        assert ("Descriptor" in one) == ("Descriptor" in row) == (minor >= 48)
+        assert ("VirtualSize" in one) == ("VirtualSize" in row) == (minor < 44)
+        assert ("Hostname" in one["Config"]) == (minor < 50) and ("User" in one["Config"]) == (minor < 52)
+        assert ("GraphDriver" in one) == ("Parent" in one) == (minor < 52)
+        assert ("ContainerConfig" in one) == (minor < 45)
+        assert row["Containers"] == (0 if minor >= 51 else -1)
+        identity = {"Pull": [{"Repository": f"{registry.address}/app"}]}
+        assert one.get("Identity") == (identity if minor >= 53 else None)
+    (row,) = asked(engine, "GET", "/images/json?manifests=1&identity=1", (1, 54))
+    assert {"Pull": [{"Repository": f"{registry.address}/app"}]} in [part.get("Identity") for part in row["Manifests"]]
+    with pytest.raises(BadRequest, match="identity requires manifests"):
+        asked(engine, "GET", "/images/json?identity=1", (1, 54))
+
+
+def test_which_manifest_a_container_has(engine: Engine, registry: ScriptedRegistry, ids: str) -> None:
+    made = offered(registry)
+    pulled(engine, registry)
+    image = engine.images.resolve(text(engine, registry))
+    expected = {key: made[HOST.architecture][key] for key in ("mediaType", "digest", "size")}
+    for _ in range(2):
+        found = engine.images.manifest_of(image)
+        assert found.pop("platform")["architecture"] == HOST.architecture  # type: ignore[misc]
+        assert found == expected
+
+
+def test_df_of_a_later_version(engine: Engine, registry: ScriptedRegistry, ids: str) -> None:
+    offered(registry)
+    pulled(engine, registry)
+    brief: Any = system.usage(engine, {"image"}, (1, 52))
+    assert brief["ImageUsage"]["TotalCount"] == 1 and brief["ImageUsage"]["TotalSize"] == brief["LayersSize"]
+    assert brief["ImageUsage"]["Reclaimable"] == brief["Images"][0]["Size"] and "Items" not in brief["ImageUsage"]
+    whole: Any = system.usage(engine, {"image"}, (1, 52), verbose=True)
+    assert set(whole) == {"ImageUsage"} and whole["ImageUsage"]["Items"] == brief["Images"]
+    assert set(system.usage(engine, {"image"}, (1, 51), verbose=True)) == {"Images", "LayersSize"}

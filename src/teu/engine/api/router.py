@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     Handler = Callable[..., Response]
 
-MODULES = ("system", "containers", "exec", "streams", "archive", "images", "networks", "volumes", "builds")
+MODULES = ("system", "containers", "exec", "streams", "archive", "images", "networks", "volumes", "builds", "absent")
 
 _table: dict[str, list[tuple[re.Pattern[str], Handler, str]]] = {}
 
@@ -56,7 +56,7 @@ def find(method: str, path: str) -> tuple[Handler, str, dict[str, str]]:
         if match:
             return handler, pattern, {key: unquote(value) for key, value in match.groupdict().items()}
     for other, entries in _table.items():
-        if other != method and any(expression.fullmatch(path) for expression, _, _ in entries):
+        if other not in (method, "OPTIONS") and any(expression.fullmatch(path) for expression, _, _ in entries):
             raise MethodNotAllowed(f"method {method} is not served for {path}; {other} is")
     raise NotFound("page not found")
 

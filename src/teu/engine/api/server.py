@@ -30,7 +30,7 @@ from teu import __version__
 from teu.engine.api import router
 from teu.engine.api.messages import Request, Response
 from teu.engine.builds import relay
-from teu.engine.core import fields
+from teu.engine.core import fields, versions
 from teu.engine.core.departure import Departure
 from teu.engine.core.errors import BadRequest, EngineError, TimedOut, Unavailable
 from teu.engine.core.kinds import whole_characters
@@ -323,6 +323,8 @@ class _Connection:
     def _handle(
         self, pattern: str, request: Request, handler: Callable[..., Response], arguments: dict[str, str]
     ) -> Response:
+        method = "GET" if request.method == "HEAD" else request.method
+        versions.check_route(method, pattern, request.version)
         fields.check_parameters(request.method, pattern, request.query.values)
         began = time.monotonic()
         response = handler(self.server.engine, request, **arguments)
@@ -437,7 +439,8 @@ class _Connection:
         content_type = response.headers.get("Content-Type")
         if protocol:
             self.switched = True
-            head = f"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: {protocol}\r\n"
+            head = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\n"
+            head += "".join(f"{name}: {value}\r\n" for name, value in response.headers.items())
         elif upgrade:
             head = f"HTTP/1.1 101 UPGRADED\r\nContent-Type: {content_type}\r\n"
             head += "Connection: Upgrade\r\nUpgrade: tcp\r\n"

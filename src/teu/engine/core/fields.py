@@ -510,6 +510,7 @@ _IDLE = Parameter("text", MEANINGLESS)
 
 _CHECKPOINT = "checkpoints are not supported; start the container without one"
 _STOP = {"t": _NUMBER, "signal": _TEXT}
+_ATTACH = {"detachKeys": _TEXT, **dict.fromkeys(("logs", "stream", "stdin", "stdout", "stderr"), _FLAG)}
 _SIZES = {"h": _NUMBER, "w": _NUMBER}
 
 PARAMETERS: dict[tuple[str, str], dict[str, Parameter]] = {
@@ -538,14 +539,7 @@ PARAMETERS: dict[tuple[str, str], dict[str, Parameter]] = {
     ("POST", "/containers/{name}/kill"): {"signal": _TEXT},
     ("POST", "/containers/{name}/rename"): {"name": _TEXT},
     ("POST", "/containers/{name}/resize"): _SIZES,
-    ("POST", "/containers/{name}/attach"): {
-        "detachKeys": _TEXT,
-        "logs": _FLAG,
-        "stream": _FLAG,
-        "stdin": _FLAG,
-        "stdout": _FLAG,
-        "stderr": _FLAG,
-    },
+    ("POST", "/containers/{name}/attach"): _ATTACH,
     ("POST", "/containers/{name}/wait"): {"condition": _TEXT},
     ("DELETE", "/containers/{name:path}"): {"v": _FLAG, "force": _FLAG, "link": _FLAG},
     ("GET", "/containers/{name}/archive"): {"path": _TEXT},
@@ -579,6 +573,7 @@ PARAMETERS: dict[tuple[str, str], dict[str, Parameter]] = {
         "platform": _TEXT,
     },
     ("GET", "/images/{name:path}/json"): {"platform": _TEXT, "manifests": _FLAG},
+    ("GET", "/images/{name:path}/attestations"): {"platform": _TEXT, "type": _TEXT, "statement": _FLAG},
     ("GET", "/images/{name:path}/history"): {"platform": _TEXT},
     ("GET", "/images/{name:path}/get"): {"platform": _TEXT},
     ("GET", "/images/get"): {"names": _TEXT, "platform": _TEXT},

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the versions of Docker's API have different from each other, in two tables: members of answers, and members of
-bodies. Called by the views, which make an answer with all members of all versions, and by the routes.
+"""What the versions of Docker's API have different from each other, in three tables: members of answers, members of
+bodies, and routes. Called by the views, which make an answer with all members of all versions, by the routes and the
+server.
 
 What is here is what moby's history of the API says (api/docs/CHANGELOG.md), and its routers do. Where a version changes
 what a request means, and not how it looks, the code that does it asks for the version itself.
@@ -141,6 +142,38 @@ BODIES: dict[str, tuple[Given, ...]] = {
     ),
     "update": (Given("PidsLimit", since=(1, 40)),),
 }
+
+
+# Routes that versions before have not.
+ROUTES: dict[tuple[str, str], Version] = {
+    ("POST", "/containers/prune"): (1, 25),
+    ("POST", "/images/prune"): (1, 25),
+    ("POST", "/networks/prune"): (1, 25),
+    ("POST", "/volumes/prune"): (1, 25),
+    ("GET", "/secrets"): (1, 25),
+    ("GET", "/secrets/{name}"): (1, 25),
+    ("POST", "/secrets/create"): (1, 25),
+    ("POST", "/secrets/{name}/update"): (1, 25),
+    ("DELETE", "/secrets/{name}"): (1, 25),
+    ("POST", "/plugins/{name:path}/upgrade"): (1, 26),
+    ("GET", "/configs"): (1, 30),
+    ("GET", "/configs/{name}"): (1, 30),
+    ("POST", "/configs/create"): (1, 30),
+    ("POST", "/configs/{name}/update"): (1, 30),
+    ("DELETE", "/configs/{name}"): (1, 30),
+    ("GET", "/distribution/{name:path}/json"): (1, 30),
+    ("POST", "/build/prune"): (1, 31),
+    ("PUT", "/volumes/{name}"): (1, 42),
+    ("GET", "/images/{name:path}/attestations"): (1, 55),
+}
+
+
+def check_route(method: str, pattern: str, version: Version) -> None:
+    """Raises BadRequest for a route that this version does not have. It is no 404, as in Docker: that has a meaning of
+    its own with most routes."""
+    since = ROUTES.get((method, pattern), FIRST)
+    if version < since:
+        raise BadRequest(f"{method} {pattern} requires minimum API version {since[0]}.{since[1]}")
 
 
 def fit(answer: str, value: object, version: Version) -> None:

@@ -194,6 +194,18 @@ def image_history(engine: Engine, request: Request, name: str) -> Response:
     return json_response(images_view.history(engine, image, names))
 
 
+@route("GET", "/images/{name:path}/attestations")
+def image_attestations(engine: Engine, request: Request, name: str) -> Response:
+    from teu.engine.views import attestations  # 1 ms, and few images have any
+
+    chosen = request.query.every("platform")
+    if len(chosen) > 1:
+        raise BadRequest("only one platform value is currently supported")
+    platform = _platform(chosen[0] if chosen else "")
+    kinds = [kind.strip() for kind in request.query.every("type") if kind.strip()]
+    return json_response(attestations.statements(engine, name, platform, kinds, request.query.flag("statement")))
+
+
 @route("POST", "/images/{name:path}/tag")
 def tag_image(engine: Engine, request: Request, name: str) -> Response:
     repository, tag = request.query.get("repo"), request.query.get("tag")

@@ -11,13 +11,13 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from teu import __version__
-from teu.engine.api.messages import Request, Response, json_response, stream, text
+from teu.engine.api.messages import Request, Response, empty, json_response, stream, text
 from teu.engine.api.parameters import accepted
 from teu.engine.api.router import route
 from teu.engine.api.server import API_VERSION, oldest, version_text
 from teu.engine.core import events as bus
 from teu.engine.core import fields, times, versions
-from teu.engine.core.errors import BadRequest, EngineError, Unavailable
+from teu.engine.core.errors import BadRequest, EngineError
 from teu.engine.views import system as view
 
 if TYPE_CHECKING:
@@ -175,17 +175,7 @@ def auth(engine: Engine, request: Request) -> Response:
     return json_response({"Status": "Login Succeeded", "IdentityToken": ""})
 
 
-@route("GET", "/plugins")
-def plugins(engine: Engine, request: Request) -> Response:
-    return json_response([])
-
-
-def _no_swarm(engine: Engine, request: Request) -> Response:
-    raise Unavailable("This node is not a swarm manager: teud serves this machine alone")
-
-
-for _path in ("swarm", "nodes", "services", "tasks", "secrets", "configs"):
-    route("GET", f"/{_path}")(_no_swarm)
-    route("POST", f"/{_path}/create")(_no_swarm)
-for _path in ("init", "join", "leave", "update"):
-    route("POST", f"/swarm/{_path}")(_no_swarm)
+@route("OPTIONS", "/{anything:path}")
+def options(engine: Engine, request: Request, anything: str) -> Response:
+    """Nothing is said of what may be asked of an address; but whoever asks is answered, as by dockerd."""
+    return empty(200)

@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Routes of what is not here: swarm's, which are answered as by a dockerd that is in no swarm, and those of managed
+plugins, of which there are none. Called by the router.
+
+A status counts here: for many clients 404 is "there is no such service", and "page not found" an engine that is broken.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from teu.engine.api.messages import Request, Response, json_response
+from teu.engine.api.router import route
+from teu.engine.core.errors import BadRequest, NotFound, Unavailable, Unsupported
+
+if TYPE_CHECKING:
+    from teu.engine.engine import Engine
+
+PLUGIN_FILTERS = ("capability", "enabled")
+
+
+def _no_swarm(engine: Engine, request: Request, **names: str) -> Response:
+    raise Unavailable("This node is not a swarm manager: teud serves this machine alone")
+
+
+for _method, _patterns in {
+    "GET": "/swarm /swarm/unlockkey /services/{name}/logs /tasks/{name}/logs",
+    "POST": "/swarm/init /swarm/join /swarm/update /swarm/unlock",
+}.items():
+    for _pattern in _patterns.split():
+        route(_method, _pattern)(_no_swarm)
+for _kind in ("nodes", "services", "tasks", "secrets", "configs"):
+    route("GET", f"/{_kind}")(_no_swarm)
+    route("GET", f"/{_kind}/{{name}}")(_no_swarm)
+    if _kind != "tasks":
+        route("DELETE", f"/{_kind}/{{name}}")(_no_swarm)
+        route("POST", f"/{_kind}/{{name}}/update")(_no_swarm)
+    if _kind not in ("tasks", "nodes"):
+        route("POST", f"/{_kind}/create")(_no_swarm)
+
+
+@route("POST", "/swarm/leave")
+def leave(engine: Engine, request: Request) -> Response:
+    raise Unavailable("This node is not part of a swarm")
+
+
+@route("PUT", "/volumes/{name}")
+def update_volume(engine: Engine, request: Request, name: str) -> Response:
+    raise Unavailable("volume update only valid for cluster volumes, but swarm is unavailable")
+
+
+@route("GET", "/plugins")
+def plugins(engine: Engine, request: Request) -> Response:
+    for name in request.query.filters():
+        if name not in PLUGIN_FILTERS:
+            raise BadRequest(f"invalid filter '{name}'")
+    return json_response([])
+
+
+def _no_such_plugin(engine: Engine, request: Request, name: str) -> Response:
+    raise NotFound(f'plugin "{name}" not found')
+
+
+def _no_managed_plugins(engine: Engine, request: Request) -> Response:
+    raise Unsupported("managed plugins are not supported: install the plugin as a service of the host, with its socket")
+
+
+route("GET", "/plugins/privileges")(_no_managed_plugins)
+route("POST", "/plugins/pull")(_no_managed_plugins)
+route("POST", "/plugins/create")(_no_managed_plugins)
+route("GET", "/plugins/{name:path}/json")(_no_such_plugin)
+route("DELETE", "/plugins/{name:path}")(_no_such_plugin)
+for _verb in ("enable", "disable", "push", "upgrade", "set"):
+    route("POST", f"/plugins/{{name:path}}/{_verb}")(_no_such_plugin)

@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Routes of swarm and of managed plugins, OPTIONS, and routes that a version does not have yet."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from teu.engine.api import router
+from teu.engine.api.messages import Request, Response
+from teu.engine.core import versions
+from teu.engine.core.errors import BadRequest, EngineError, NotFound, Unavailable, Unsupported
+
+SWARM = """
+GET /swarm  GET /swarm/unlockkey  POST /swarm/init  POST /swarm/join  POST /swarm/leave  POST /swarm/update
+POST /swarm/unlock  GET /nodes  GET /nodes/x  DELETE /nodes/x  POST /nodes/x/update  GET /services  GET /services/x
+DELETE /services/x  POST /services/x/update  GET /services/x/logs  POST /services/create  GET /tasks  GET /tasks/x
+GET /tasks/x/logs  GET /secrets  GET /secrets/x  DELETE /secrets/x  POST /secrets/x/update  POST /secrets/create
+GET /configs  GET /configs/x  DELETE /configs/x  POST /configs/x/update  POST /configs/create  PUT /volumes/x
+"""
+
+
+def ask(method: str, target: str) -> Response:
+    router.load()
+    path, _, query = target.partition("?")
+    handler, _, arguments = router.find(method, path)
+    house: Any = None
+    return handler(house, Request(method, path, query), **arguments)
+
+
+def test_all_of_swarm_is_unavailable() -> None:
+    words = SWARM.split()
+    for method, path in zip(words[::2], words[1::2], strict=True):
+        with pytest.raises(Unavailable, match="swarm"):
+            ask(method, path)
+
+
+@pytest.mark.parametrize(
+    ("method", "target", "error"),
+    [
+        ("GET", "/plugins/some/one:latest/json", NotFound),
+        ("DELETE", "/plugins/one?force=1", NotFound),
+        ("POST", "/plugins/some/one/enable?timeout=1", NotFound),
+        ("POST", "/plugins/one/disable", NotFound),
+        ("POST", "/plugins/one/set", NotFound),
+        ("POST", "/plugins/one/push", NotFound),
+        ("POST", "/plugins/one/upgrade?remote=x", NotFound),
+        ("POST", "/plugins/pull?remote=x", Unsupported),
+        ("POST", "/plugins/create?name=x", Unsupported),
+        ("GET", "/plugins/privileges?remote=x", Unsupported),
+        ("GET", '/plugins?filters={"colour":["blue"]}', BadRequest),
+        ("GET", "/nowhere", NotFound),
+        ("PUT", "/containers/json", router.MethodNotAllowed),
+    ],
+)
+def test_what_cannot_be_had_is_said(method: str, target: str, error: type[EngineError]) -> None:
+    with pytest.raises(error) as raised:
+        ask(method, target)
+    assert type(raised.value) is error
+
+
+def test_what_is_answered() -> None:
+    assert json.loads(ask("GET", '/plugins?filters={"enabled":["true"]}').body) == []
+    for path in ("/", "/containers/json", "/any/thing"):
+        answer = ask("OPTIONS", path) if path != "/" else Response(200)
+        assert (answer.status, answer.body) == (200, b"")
+
+
+def test_routes_have_their_versions() -> None:
+    router.load()
+    assert versions.ROUTES.keys() <= set(router.served())
+    with pytest.raises(BadRequest, match=r"GET /configs requires minimum API version 1\.30"):
+        versions.check_route("GET", "/configs", (1, 29))
+    versions.check_route("GET", "/configs", (1, 30))
+    versions.check_route("GET", "/containers/json", (1, 24))
