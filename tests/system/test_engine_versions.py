@@ -152,6 +152,54 @@ def test_routes_outside_a_swarm(both: tuple[str, str]) -> None:
         assert ours.status == theirs.status == 400, target
 
 
+def _frame(opcode: int, data: bytes) -> bytes:
+    return bytes([0x80 | opcode, 0x80 | len(data)]) + b"\0\0\0\0" + data  # masked with a mask of nothing
+
+
+def attach(path: str, minor: int, query: str, words: bytes) -> bytes:
+    """All bytes of frames that come back while `cat` answers these words, and the container ends with its input."""
+    body = {"Image": "busybox", "Cmd": ["sh", "-c", "echo err >&2; read a; echo got $a"], "OpenStdin": True}
+    identity = ask(path, 43, "POST", "/containers/create", {**body, "HostConfig": {"NetworkMode": "none"}}).body["Id"]
+    try:
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.settimeout(60)
+            sock.connect(path)
+            head = (
+                f"GET /v1.{minor}/containers/{identity}/attach/ws?{query} HTTP/1.1\r\nHost: d\r\nUpgrade: websocket\r\n"
+            )
+            head += "Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\nOrigin: http://d\r\n"
+            head += "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+            sock.sendall(head.encode())
+            data = b""
+            while b"\r\n\r\n" not in data:
+                data += sock.recv(1)
+            assert data.startswith(b"HTTP/1.1 101 "), data
+            assert b"s3pplmbitxaq9kygzzhzrbk+xoo=" in data.lower()
+            assert ask(path, 43, "POST", f"/containers/{identity}/start").status == 204
+            sock.sendall(_frame(2, words))
+            told = b""
+            while part := sock.recv(65536):
+                told += part
+        return told
+    finally:
+        ask(path, 43, "DELETE", f"/containers/{identity}?force=1")
+
+
+@pytest.mark.parametrize(
+    ("minor", "query", "heard"),
+    [
+        (45, "stream=1&stdin=1&stdout=1&stderr=1", (b"err", b"got word")),
+        (45, "stream=1&stdin=1&stdout=1", (b"got word",)),
+        (41, "stream=1", (b"err", b"got word")),
+    ],
+)
+def test_attaching_by_websocket(both: tuple[str, str], minor: int, query: str, heard: tuple[bytes, ...]) -> None:
+    for path in both:
+        told = attach(path, minor, query, b"word\n")
+        for words in (b"err", b"got word"):
+            assert (words in told) == (words in heard), (path, told)
+
+
 def test_bodies_of_versions(both: tuple[str, str]) -> None:
     def create(path: str, minor: int, **host: Any) -> Answer:
         answer = ask(path, minor, "POST", "/containers/create?name=of-a-version", {"Image": "busybox", **host})

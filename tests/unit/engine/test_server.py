@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from teu.engine.api import router
+from teu.engine.api import router, websocket
 from teu.engine.api import server as server_module
-from teu.engine.api.messages import Response, empty, hijack, json_response, progress, stream
+from teu.engine.api.messages import Response, empty, hijack, json_response, progress, stream, switch
 from teu.engine.api.server import Server
 from teu.engine.core.errors import Conflict
 from teu.engine.core.figures import Figures
@@ -96,6 +96,11 @@ def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
         return hijack(talk, "application/vnd.docker.raw-stream")
 
+    @router.route("GET", "/socket")
+    def upgraded(engine: Any, request: Any) -> Response:
+        headers = websocket.handshake(request.headers)
+        return switch(lambda sock, early: websocket.Bridge(sock, early).serve(_hello), "websocket", headers)
+
     engine: Any = types.SimpleNamespace(
         ready=threading.Event(), stopping=threading.Event(), failure=None, config={}, figures=Figures()
     )
@@ -108,6 +113,25 @@ def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     server.start()
     yield address
     server.close()
+
+
+def _hello(sock: socket.socket, early: bytes) -> None:
+    sock.sendall(b"hello")
+
+
+def test_a_websocket(path: str) -> None:
+    head = b"GET /v1.55/socket HTTP/1.1\r\nHost: d\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+    assert ask(path, head + b"\r\n")[0] == 400
+    with connect(path) as sock:
+        sock.sendall(head + b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n")
+        data = b""
+        while part := sock.recv(65536):
+            data += part
+    lines, _, frames = data.partition(b"\r\n\r\n")
+    assert lines.startswith(b"HTTP/1.1 101 Switching Protocols\r\n")
+    wanted = (b"Upgrade: websocket", b"Connection: Upgrade", b"Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=")
+    assert set(wanted) < set(lines.split(b"\r\n"))
+    assert frames == b"\x82\x05hello\x88\x02\x03\xe8"
 
 
 def connect(path: str) -> socket.socket:

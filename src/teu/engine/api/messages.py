@@ -232,9 +232,12 @@ def hijack(function: Callable[[socket.socket, bytes], None], content_type: str) 
     return Response(content_type=content_type, hijack=function)
 
 
-def switch(function: Callable[[socket.socket, bytes], None], protocol: str) -> Response:
-    """The same for a client that asked for another protocol (RFC 9110 section 7.8), which is spoken from then on."""
-    return Response(hijack=function, headers={"Upgrade": protocol})
+def switch(
+    function: Callable[[socket.socket, bytes], None], protocol: str, headers: dict[str, str] | None = None
+) -> Response:
+    """The same for a client that asked for another protocol (RFC 9110 section 7.8), which is spoken from then on.
+    `headers`: what that protocol has in the answer besides."""
+    return Response(hijack=function, headers={**(headers or {}), "Upgrade": protocol})
 
 
 def progress(items: Iterator[Message]) -> Response:

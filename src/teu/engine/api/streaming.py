@@ -84,8 +84,9 @@ def _until_gone(client: Client, sock: socket.socket) -> None:
             return
 
 
-def frames(container: Container, selection: Selection) -> Iterator[bytes]:
-    """A container's log as the API sends it; b"" where there is nothing to say for a while."""
+def frames(container: Container, selection: Selection, raw: bool = False) -> Iterator[bytes]:
+    """A container's log as the API sends it; b"" where there is nothing to say for a while. `raw`: without saying of
+    which stream it is, as with a terminal."""
     driver = container.hub.driver
     if driver is None:
         driver = container.hub.driver = container.open_log()
@@ -102,7 +103,7 @@ def frames(container: Container, selection: Selection) -> Iterator[bytes]:
         data = b"".join(parts)
         parts.clear()
         size = 0
-        if container.tty:
+        if raw or container.tty:
             return data
         lines = [data]
         if selection.follow:

@@ -540,6 +540,7 @@ PARAMETERS: dict[tuple[str, str], dict[str, Parameter]] = {
     ("POST", "/containers/{name}/rename"): {"name": _TEXT},
     ("POST", "/containers/{name}/resize"): _SIZES,
     ("POST", "/containers/{name}/attach"): _ATTACH,
+    ("GET", "/containers/{name}/attach/ws"): _ATTACH,
     ("POST", "/containers/{name}/wait"): {"condition": _TEXT},
     ("DELETE", "/containers/{name:path}"): {"v": _FLAG, "force": _FLAG, "link": _FLAG},
     ("GET", "/containers/{name}/archive"): {"path": _TEXT},

@@ -6,7 +6,7 @@ from __future__ import annotations
 import socket
 from typing import TYPE_CHECKING
 
-from teu.engine.api.messages import Request, Response, hijack, stream
+from teu.engine.api.messages import Request, Response, hijack, stream, switch
 from teu.engine.api.router import route
 from teu.engine.api.streaming import content_type, frames, gone, serve
 from teu.engine.backend import tasks
@@ -21,28 +21,37 @@ if TYPE_CHECKING:
     from teu.engine.engine import Engine
 
 
-@route("POST", "/containers/{name}/attach")
-def attach(engine: Engine, request: Request, name: str) -> Response:
-    container = engine.containers.get(name)
-    query = request.query
-    filter_keys = Filter(query.get("detachKeys"), container.tty)
-    if container.state.paused:
-        raise Conflict(f"Container {container.id} is paused, unpause the container before attach.")
-    if container.state.restarting and not container.pid:
-        raise Conflict(f"Container {container.id} is restarting, wait until the container is running")
-    stdin = query.flag("stdin") and container.config.open_stdin
-    stdout, stderr = query.flag("stdout"), query.flag("stderr")
-    wants_stream = query.flag("stream")
-    replay = b""
-    if query.flag("logs"):
-        replay = b"".join(frames(container, Selection(stdout=stdout, stderr=stderr)))
+class Attachment:
+    """What a client asks of a container that it attaches to."""
 
-    def take_over(sock: socket.socket, early: bytes) -> None:
-        if not wants_stream:
-            sock.sendall(replay)
+    def __init__(self, engine: Engine, request: Request, name: str, every_stream: bool, framed: bool) -> None:
+        """`every_stream`: whatever is said of them. `framed`: of which stream an output is goes with it, where there is
+        no terminal. Raises NotFound, Conflict, BadRequest."""
+        query = request.query
+        self._engine = engine
+        self.container = container = engine.containers.get(name)
+        self._keys = Filter(query.get("detachKeys"), container.tty)
+        if container.state.paused:
+            raise Conflict(f"Container {container.id} is paused, unpause the container before attach.")
+        if container.state.restarting and not container.pid:
+            raise Conflict(f"Container {container.id} is restarting, wait until the container is running")
+        self._stdin = (every_stream or query.flag("stdin")) and container.config.open_stdin
+        self._stdout = every_stream or query.flag("stdout")
+        self._stderr = every_stream or query.flag("stderr")
+        self._follows = query.flag("stream")
+        self._framed = framed and not container.tty
+        self._replay = b""
+        if query.flag("logs"):
+            selection = Selection(stdout=self._stdout, stderr=self._stderr)
+            self._replay = b"".join(frames(container, selection, raw=not self._framed))
+
+    def take_over(self, sock: socket.socket, early: bytes) -> None:
+        """Carry the streams over this connection until one of both has ended."""
+        if not self._follows:
+            sock.sendall(self._replay)
             return
-        hub = container.hub
-        client = hub.attach(sock, stdout, stderr, replay)
+        container, hub = self.container, self.container.hub
+        client = hub.attach(sock, self._stdout, self._stderr, self._replay, self._framed)
         container.event("attach")
 
         def close_stdin() -> None:
@@ -56,13 +65,31 @@ def attach(engine: Engine, request: Request, name: str) -> Response:
                 with container.changed:
                     if container.changed.wait_for(lambda: container.running and container.pid, 1.0):
                         break
-            tasks.close_stdin(engine.containerd, container.id)
+            tasks.close_stdin(self._engine.containerd, container.id)
             hub.close_stdin()
 
-        if serve(hub, client, sock, early, stdin, filter_keys, close_stdin):
+        if serve(hub, client, sock, early, self._stdin, self._keys, close_stdin):
             container.event("detach")
 
-    return hijack(take_over, content_type(request, container.tty))
+
+@route("POST", "/containers/{name}/attach")
+def attach(engine: Engine, request: Request, name: str) -> Response:
+    attachment = Attachment(engine, request, name, every_stream=False, framed=True)
+    return hijack(attachment.take_over, content_type(request, attachment.container.tty))
+
+
+@route("GET", "/containers/{name}/attach/ws")
+def attach_websocket(engine: Engine, request: Request, name: str) -> Response:
+    from teu.engine.api import websocket  # 1 ms, for browsers
+
+    attachment = Attachment(engine, request, name, every_stream=request.version < (1, 42), framed=False)
+    headers = websocket.handshake(request.headers)
+    opcode = websocket.BINARY if request.version >= (1, 28) else websocket.TEXT
+
+    def take_over(sock: socket.socket, early: bytes) -> None:
+        websocket.Bridge(sock, early, opcode).serve(attachment.take_over)
+
+    return switch(take_over, "websocket", headers)
 
 
 @route("GET", "/containers/{name}/logs")
