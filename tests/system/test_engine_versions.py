@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
+import http.server
 import json
 import socket
+import threading
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -150,6 +153,43 @@ def test_routes_outside_a_swarm(both: tuple[str, str]) -> None:
     for minor, target in ((29, "/configs"), (24, "/secrets"), (29, "/distribution/x/json")):
         ours, theirs = (ask(path, minor, "GET", target) for path in both)
         assert ours.status == theirs.status == 400, target
+
+
+def test_searches(both: tuple[str, str]) -> None:
+    """Of a registry on loopback; what is refused, as by dockerd."""
+    results = [{"name": "box", "description": "d", "star_count": 7, "is_official": True, "is_automated": False}]
+    with searched({"results": results}) as host:
+        for query in ("", "&limit=3", '&filters={"is-official":["true"],"stars":["7"]}', '&filters={"stars":["8"]}'):
+            ours, theirs = (ask(path, DOCKER, "GET", f"/images/search?term={host}/box{query}") for path in both)
+            assert ours == theirs and ours.status == 200, query
+        for query in ("&limit=101", "&limit=x", '&filters={"colour":["blue"]}', '&filters={"stars":["x"]}'):
+            ours, theirs = (ask(path, DOCKER, "GET", f"/images/search?term={host}/box{query}") for path in both)
+            assert ours.status == theirs.status == 400, query
+
+
+@contextlib.contextmanager
+def searched(answer: object) -> Iterator[str]:
+    """The address of a registry that answers any search so."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = json.dumps(answer if self.path.startswith("/v1/search") else True).encode()
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        server.server_close()
 
 
 def _frame(opcode: int, data: bytes) -> bytes:

@@ -220,7 +220,6 @@ def test_the_table_knows_the_routes() -> None:
         "/containers/{name}/exec",
         "/exec/{identity}/start",
         "/exec/{identity}/json",
-        "/images/search",
         "/distribution/{name:path}/json",
         "/networks/create",
         "/networks/{name}",

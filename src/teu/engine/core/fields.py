@@ -564,6 +564,7 @@ PARAMETERS: dict[tuple[str, str], dict[str, Parameter]] = {
         "manifests": _FLAG,
         "identity": _FLAG,
     },
+    ("GET", "/images/search"): {"term": _TEXT, "limit": _NUMBER, "filters": _FILTERS},
     ("POST", "/images/create"): {
         "fromImage": _TEXT,
         "fromSrc": _TEXT,
