@@ -144,6 +144,9 @@ def test_routes_outside_a_swarm(both: tuple[str, str]) -> None:
         ("DELETE", "/plugins/x"),
         ("POST", "/plugins/x/enable?timeout=0"),
         ("POST", "/plugins/x/disable"),
+        ("GET", "/containers/shaped/checkpoints"),
+        ("POST", "/containers/shaped/checkpoints"),
+        ("DELETE", "/containers/shaped/checkpoints/x"),
         ("OPTIONS", "/containers/json"),
         ("OPTIONS", "/any/thing"),
     ):

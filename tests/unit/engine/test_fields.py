@@ -227,6 +227,8 @@ def test_the_table_knows_the_routes() -> None:
         "/networks/{name}/disconnect",
         "/volumes/create",
         "/volumes/{name}",
+        "/containers/{name}/checkpoints",
+        "/containers/{name}/checkpoints/{checkpoint}",
         "/grpc",
         "/session",
     }

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     Handler = Callable[..., Response]
 
-MODULES = ("system", "containers", "exec", "streams", "archive", "images", "networks", "volumes", "builds", "absent")
+MODULES = ("absent", "system", "containers", "exec", "streams", "archive", "images", "networks", "volumes", "builds")
 
 _table: dict[str, list[tuple[re.Pattern[str], Handler, str]]] = {}
 

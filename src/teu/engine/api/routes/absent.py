@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Routes of what is not here: swarm's, which are answered as by a dockerd that is in no swarm, and those of managed
-plugins, of which there are none. Called by the router.
+"""Routes of what is not here: swarm's, which are answered as by a dockerd that is in no swarm, those of managed
+plugins, of which there are none, and those of checkpoints, which dockerd has in its experimental mode alone. Called by
+the router.
 
 A status counts here: for many clients 404 is "there is no such service", and "page not found" an engine that is broken.
 """
@@ -72,3 +73,12 @@ route("GET", "/plugins/{name:path}/json")(_no_such_plugin)
 route("DELETE", "/plugins/{name:path}")(_no_such_plugin)
 for _verb in ("enable", "disable", "push", "upgrade", "set"):
     route("POST", f"/plugins/{{name:path}}/{_verb}")(_no_such_plugin)
+
+
+def _no_checkpoints(engine: Engine, request: Request, name: str, checkpoint: str = "") -> Response:
+    raise Unsupported("checkpoints are not supported by this engine; teu-ctr has them, for containers of its own")
+
+
+route("GET", "/containers/{name}/checkpoints")(_no_checkpoints)
+route("POST", "/containers/{name}/checkpoints")(_no_checkpoints)
+route("DELETE", "/containers/{name}/checkpoints/{checkpoint}")(_no_checkpoints)
