@@ -158,6 +158,12 @@ def test_routes_outside_a_swarm(both: tuple[str, str]) -> None:
         assert ours.status == theirs.status == 400, target
 
 
+def test_debug_is_behind_the_level(both: tuple[str, str]) -> None:
+    """dockerd, too, has it in its debug mode alone."""
+    for path in both:
+        assert ask(path, DOCKER, "GET", "/debug/vars").status == 404
+
+
 def test_searches(both: tuple[str, str]) -> None:
     """Of a registry on loopback; what is refused, as by dockerd."""
     results = [{"name": "box", "description": "d", "star_count": 7, "is_official": True, "is_automated": False}]

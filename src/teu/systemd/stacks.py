@@ -8,21 +8,26 @@ import logging
 import sys
 import threading
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 
 def show(log: logging.Logger, tasks: Iterable[Any] = ()) -> None:
     """`tasks`: those of asyncio."""
+    for line in lines(tasks):
+        log.info("%s", line)
+
+
+def lines(tasks: Iterable[Any] = ()) -> Iterator[str]:
+    """The stacks, of threads and of tasks of asyncio."""
     names = {thread.ident: thread.name for thread in threading.enumerate()}
-    lines = ["=== BEGIN stack dump ==="]
+    found = ["=== BEGIN stack dump ==="]
     for ident, frame in sys._current_frames().items():
-        lines += [f"thread {names.get(ident, ident)}:", *traceback.format_stack(frame)]
+        found += [f"thread {names.get(ident, ident)}:", *traceback.format_stack(frame)]
     for task in tasks:
-        lines.append(f"task {task.get_name()} {getattr(task.get_coro(), '__qualname__', '')}:")
+        found.append(f"task {task.get_name()} {getattr(task.get_coro(), '__qualname__', '')}:")
         for frame in task.get_stack():
-            lines += traceback.format_stack(frame, 1)
-    lines.append("=== END stack dump ===")
-    for text in lines:
-        for line in text.rstrip("\n").split("\n"):
-            log.info("%s", line)
+            found += traceback.format_stack(frame, 1)
+    found.append("=== END stack dump ===")
+    for text in found:
+        yield from text.rstrip("\n").split("\n")

@@ -207,7 +207,7 @@ def test_the_table_knows_the_routes() -> None:
     served = set(router.served())
     assert set(fields.PARAMETERS) <= served
     none = re.compile(
-        r"/(_ping|\{anything:path\}|version|info|auth|plugins|swarm|nodes|services|tasks|secrets|configs)(/.*)?"
+        r"/(_ping|debug|\{anything:path\}|version|info|auth|plugins|swarm|nodes|services|tasks|secrets|configs)(/.*)?"
     )
     silent = {pattern for method, pattern in served - set(fields.PARAMETERS) if not none.fullmatch(pattern)}
     assert silent == {

@@ -19,7 +19,19 @@ if TYPE_CHECKING:
 
     Handler = Callable[..., Response]
 
-MODULES = ("absent", "system", "containers", "exec", "streams", "archive", "images", "networks", "volumes", "builds")
+MODULES = (
+    "absent",
+    "system",
+    "containers",
+    "exec",
+    "streams",
+    "archive",
+    "images",
+    "networks",
+    "volumes",
+    "builds",
+    "debug",
+)
 
 _table: dict[str, list[tuple[re.Pattern[str], Handler, str]]] = {}
 
