@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import json
+import time
 import types
 from collections.abc import Iterator
 from pathlib import Path
@@ -260,6 +261,16 @@ def test_the_events_come_as_they_are_asked_for(accept: str, version: versions.Ve
     assert answer.done is not None
     answer.done()
     assert house.events.subscribers() == 0
+
+
+def test_events_that_older_versions_do_not_have() -> None:
+    house: Any = types.SimpleNamespace(events=Events())
+    house.events.publish("image", "create", "sha256:1", {"name": "sha256:1"})
+    house.events.publish("image", "tag", "sha256:1", {"name": "a:b"})
+    for minor, actions in ((45, ["tag"]), (46, ["create", "tag"])):
+        answer = routes.events(house, request("", (1, minor), f"since=1&until={time.time() + 0.2:.3f}"))
+        chunks = [chunk for chunk in answer.chunks or () if chunk]
+        assert [json.loads(chunk)["Action"] for chunk in chunks] == actions
 
 
 def test_no_offer_is_chosen_by_one_who_takes_anything() -> None:

@@ -95,6 +95,7 @@ def commit(
         target = load.store_image(images, new, [*base_layers, top], lease, docker)
         details = load.settle(images, target, lease)
         images.add(target, [name] if name else [], details)
+        images.events.publish("image", "create", details.id, {"name": details.id})
         if name:
             images.events.publish("image", "tag", details.id, {"name": reference.parse(name).familiar()})
     return details.id

@@ -115,7 +115,7 @@ def build(engine: Engine, request: Request) -> Response:
     except BaseException:
         messages.close()
         raise
-    return stream(_lines(first, messages), "application/json", messages.close)
+    return stream(_lines(engine, first, messages), "application/json", messages.close)
 
 
 def _first(messages: Iterator[Message | None], request: Request) -> Message | None:
@@ -127,10 +127,14 @@ def _first(messages: Iterator[Message | None], request: Request) -> Message | No
     return None
 
 
-def _lines(first: Message | None, messages: Iterator[Message | None]) -> Iterator[bytes]:
-    """A line for each message. What fails after the answer has begun is the last of them."""
+def _lines(engine: Engine, first: Message | None, messages: Iterator[Message | None]) -> Iterator[bytes]:
+    """A line for each message. What fails after the answer has begun is the last of them. An image that is done is an
+    event."""
     try:
         for message in itertools.chain([first], messages):
+            made = message.get("aux") if message is not None else None
+            if isinstance(made, dict) and (identity := str(made.get("ID") or "")):
+                engine.events.publish("image", "create", identity, {"name": identity})
             yield encoded(message) + b"\r\n" if message is not None else b""
     except EngineError as error:
         yield encoded(options.failure(str(error))) + b"\r\n"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from teu.engine.api.messages import Request, Response, empty, json_response, progress, stream
 from teu.engine.api.router import route
 from teu.engine.core import fields
-from teu.engine.core.errors import BadRequest, EngineError, Unsupported
+from teu.engine.core.errors import BadRequest, EngineError
 from teu.engine.images import platforms, removal
 from teu.engine.images.store import parse_reference
 from teu.engine.lifecycle import run
@@ -75,8 +75,11 @@ def _platform(text: str) -> image_spec.Platform | None:
 def _import(engine: Engine, request: Request, source: str) -> Response:
     from teu.engine.images import load  # 7 ms
 
+    address = ""
     if source != "-":
-        raise Unsupported("import from an address is not supported: download it and import it from a file or stdin")
+        from teu.engine.images import download  # 40 ms, for who does not send the archive itself
+
+        address = download.checked(source)
     repository, tag = request.query.get("repo"), request.query.get("tag")
     name = ""
     if repository:
@@ -87,17 +90,14 @@ def _import(engine: Engine, request: Request, source: str) -> Response:
     platform = _platform(request.query.get("platform"))
     if platform is not None and platform.os != "linux":
         raise BadRequest(f"operating system is not supported: {platform.os}")
-    return progress(
-        load.import_(
-            engine.images,
-            request.body,
-            name,
-            request.query.get("message"),
-            request.query.every("changes"),
-            request.query.get("platform"),
-            request.departure,
-        )
-    )
+    message = request.query.get("message")
+    changes, named = request.query.every("changes"), str(platform or "")
+    if not address:
+        return progress(load.import_(engine.images, request.body, name, message, changes, named, request.departure))
+    stream_, answer = download.opened(address)
+    message = message or f"Imported from {source}"
+    messages = load.import_(engine.images, stream_, name, message, changes, named, request.departure)
+    return progress(download.told(address, answer, messages))
 
 
 @route("POST", "/commit")

@@ -118,8 +118,13 @@ def events(engine: Engine, request: Request) -> Response:
         versions.fit("event", shown, request.version)
         return (RECORD_SEPARATOR if kind == SEQUENCE else b"") + json.dumps(shown).encode() + b"\n"
 
+    def known(event: bus.Event) -> bool:
+        """Whether the client's version has it."""
+        return request.version >= (1, 46) or (event["Type"], event["Action"]) != ("image", "create")
+
     kept, mine = engine.events.subscribe()
-    chunks = (line(event) if event else b"" for event in _events(engine, kept, mine, filters, since, until))
+    found = _events(engine, kept, mine, filters, since, until)
+    chunks = (line(event) if event and known(event) else b"" for event in found)
     return stream(chunks, kind, lambda: engine.events.unsubscribe(mine))
 
 
