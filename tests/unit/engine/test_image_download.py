@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from teu.engine.core.errors import BadRequest, EngineError, NotFound
+from teu.engine.core.errors import BadRequest, EngineError, Forbidden, NotFound
 from teu.engine.images import download
 
 BODY = b"x" * 300_000
@@ -63,7 +63,9 @@ def test_what_is_there_is_read(address: str) -> None:
     assert read(f"{address}/200") == read(f"http://{address}/moved") == BODY
 
 
-@pytest.mark.parametrize(("path", "error"), [("404", NotFound), ("403", BadRequest), ("500", EngineError)])
+@pytest.mark.parametrize(
+    ("path", "error"), [("404", NotFound), ("403", Forbidden), ("410", EngineError), ("500", EngineError)]
+)
 def test_a_refusal_is_told(address: str, path: str, error: type[EngineError]) -> None:
     with pytest.raises(EngineError, match=f"failed to GET http://{address}/{path} with status {path} ") as raised:
         read(f"{address}/{path}")

@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from teu import __version__
-from teu.engine.core.errors import BadRequest, EngineError, NotFound
+from teu.engine.core.errors import BadRequest, EngineError, Forbidden, NotFound, Unauthorized
 
 if TYPE_CHECKING:
     from teu.engine.images.transfer import Message
     from teu.oci.archive import Stream
 
 SECONDS = 60  # that a server may be silent
+# As dockerd tells of the server's.
+REFUSALS: dict[int, type[EngineError]] = {400: BadRequest, 401: Unauthorized, 403: Forbidden, 404: NotFound}
 SAID_MAX = 1000  # bytes of what a server says with a refusal
 
 
@@ -52,15 +54,17 @@ def checked(text: str) -> str:
 
 
 def opened(address: str) -> tuple[Stream, http.client.HTTPResponse]:
-    """What comes from there, and what is to be closed afterwards. Raises NotFound, BadRequest, EngineError."""
+    """What comes from there, and what is to be closed afterwards. Raises EngineError, of REFUSALS' kinds
+    where the server refuses."""
     request = urllib.request.Request(address, headers={"User-Agent": f"teu/{__version__}"})
     try:
         answer = urllib.request.urlopen(request, timeout=SECONDS)
     except urllib.error.HTTPError as error:
         with error:
             said = error.read(SAID_MAX).decode("utf-8", "replace").strip()
-        kind = NotFound if error.code == 404 else BadRequest if error.code < 500 else EngineError
-        raise kind(f"failed to GET {address} with status {error.code} {error.reason}: {said}") from None
+        raise REFUSALS.get(error.code, EngineError)(
+            f"failed to GET {address} with status {error.code} {error.reason}: {said}"
+        ) from None
     except (OSError, http.client.HTTPException, ValueError) as error:
         raise EngineError(f"failed to GET {address}: {getattr(error, 'reason', None) or error}") from None
     return _Arriving(answer, address), answer
