@@ -9,6 +9,7 @@ from typing import Any
 import engine_parts as parts
 import pytest
 
+from teu.engine.backend import tasks
 from teu.engine.containers import hostconfig
 from teu.engine.containers.model import Container
 from teu.engine.core.errors import BadRequest, Conflict, EngineError
@@ -71,7 +72,6 @@ def test_a_restart_policy(engine: Engine) -> None:
     [
         ({"Memory": 256 << 20}, Conflict),
         ({"Memory": 1 << 10}, BadRequest),
-        ({"BlkioWeightDevice": []}, BadRequest),
         ({"NanoCpus": 10**15}, BadRequest),
     ],
 )
@@ -83,3 +83,32 @@ def test_what_is_refused_changes_nothing(engine: Engine, body: dict[str, Any], e
         limits.update(engine, made, body)
     assert made.host_config == before
     assert saved(engine, made) == before
+
+
+RATES = ("BlkioDeviceReadBps", "BlkioDeviceWriteBps", "BlkioDeviceReadIOps", "BlkioDeviceWriteIOps")
+
+
+def test_limits_of_devices_are_taken_away(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Since API 1.55 an empty list is one; nothing, and null, is not."""
+    told: list[dict[str, Any]] = []
+    monkeypatch.setattr(tasks, "update", lambda _client, _identity, wanted: told.append(wanted))
+    rate = [{"Path": "/dev/null", "Rate": 1000}, {"Path": "/dev/zero", "Rate": 2000}]
+    weight = [{"Path": "/dev/null", "Weight": 300}]
+    made = parts.container(engine, BlkioWeightDevice=weight, **dict.fromkeys(RATES, rate))
+    before = made.host_config.copy()
+    limits.update(engine, made, UPDATE.read(dict.fromkeys((*RATES, "BlkioWeightDevice"))))
+    assert made.host_config == before and told == []
+    made.state.runs(1, made.created)
+    limits.update(engine, made, UPDATE.read({"BlkioDeviceReadBps": rate[1:], "BlkioDeviceWriteIOps": []}))
+    (wanted,) = told
+    zero, null = {"major": 1, "minor": 5}, {"major": 1, "minor": 3}
+    assert wanted["blockIO"]["throttleReadBpsDevice"] == [{**zero, "rate": 2000}, {**null, "rate": 0}]
+    assert wanted["blockIO"]["throttleWriteIOPSDevice"] == [{**null, "rate": 0}, {**zero, "rate": 0}]
+    assert [one.path for one in saved(engine, made).blkio_device_read_bps] == ["/dev/zero"]
+    assert saved(engine, made).blkio_device_write_iops == []
+    for weights in ([], [{"Path": "/dev/zero", "Weight": 5}]):
+        with pytest.raises(BadRequest, match="stop it before"):
+            limits.update(engine, made, UPDATE.read({"BlkioWeightDevice": weights}))
+    made.state.ends(0, made.created, False)
+    limits.update(engine, made, UPDATE.read({"BlkioWeightDevice": []}))
+    assert made.host_config.blkio_weight_device == [] and len(told) == 1

@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from teu.engine.backend import tasks
 from teu.engine.containers import hostconfig
 from teu.engine.core.errors import BadRequest, Conflict, EngineError
-from teu.engine.core.fields import HostConfig, LogConfig, Resources, RestartPolicy
+from teu.engine.core.fields import HostConfig, LogConfig, Resources, RestartPolicy, ThrottleDevice
 from teu.engine.spec import resources
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from teu.engine.engine import Engine
 
 
+RATES = ("blkio_device_read_bps", "blkio_device_write_bps", "blkio_device_read_iops", "blkio_device_write_iops")
 _ATTRIBUTES = {member.name: attribute for attribute, member in Resources.members.items()}
 
 
@@ -25,7 +27,7 @@ def update(engine: Engine, container: Container, body: Mapping[str, object]) -> 
     runtime refuses; the container is as it was then."""
     warnings: list[str] = []
     with container.lock:
-        given = _given(container.host_config, body)
+        given = _given(container, body)
         policy = body.get("RestartPolicy")
         changed = _changed(
             container.host_config,
@@ -39,7 +41,7 @@ def update(engine: Engine, container: Container, body: Mapping[str, object]) -> 
         changed.log_config = log
         hostconfig.discard(changed, hostconfig.controllers(), warnings)
         if container.running and container.pid and given:
-            wanted = resources.resources(changed)
+            wanted = resources.resources(_with_those_that_go(changed, container.host_config))
             if "pids_limit" in given and not changed.pids_limit and "pids" in hostconfig.controllers():
                 wanted["pids"] = {"limit": -1}
             try:
@@ -52,17 +54,37 @@ def update(engine: Engine, container: Container, body: Mapping[str, object]) -> 
     return warnings
 
 
-def _given(host: HostConfig, body: Mapping[str, object]) -> dict[str, object]:
+def _given(container: Container, body: Mapping[str, object]) -> dict[str, object]:
     """The limits that are asked for, by their attributes. Raises BadRequest."""
-    for attribute, name in hostconfig.BLOCK_LIMITS.items():
-        if name in body and not body[name] and getattr(host, attribute):
-            raise BadRequest(f"{name}: a limit can be changed, but not taken away; create the container anew")
-    # Numbers of 0 and empty texts are as good as absent; no limit of processes is one that can be asked for.
+    weights = body.get("BlkioWeightDevice")
+    paths = {one.path for one in weights} if isinstance(weights, list) else None
+    gone = paths is not None and any(one.path not in paths for one in container.host_config.blkio_weight_device)
+    if gone and container.running:
+        raise BadRequest("BlkioWeightDevice: a weight cannot be taken away while the container runs; stop it before")
+    # Numbers of 0 and empty texts are as good as absent; no limit of processes is one that can be asked for, and so is
+    # a list of no devices.
     return {
         attribute: body[name]
         for name, attribute in _ATTRIBUTES.items()
-        if body.get(name) or attribute == "pids_limit" and name in body
+        if body.get(name)
+        or attribute == "pids_limit"
+        and name in body
+        or attribute in hostconfig.BLOCK_LIMITS
+        and body.get(name) == []
     }
+
+
+def _with_those_that_go(changed: HostConfig, before: HostConfig) -> HostConfig:
+    """For the runtime, which leaves a device alone that it is not told of: those that have no rate any more have the
+    rate 0, which is none."""
+    result = changed.copy()
+    for attribute in RATES:
+        kept: list[ThrottleDevice] = getattr(changed, attribute)
+        paths = {one.path for one in kept}
+        gone = [one.path for one in getattr(before, attribute) if one.path not in paths]
+        none = [ThrottleDevice(path=path, rate=0) for path in gone if os.path.exists(path or "")]
+        setattr(result, attribute, [*kept, *none])
+    return result
 
 
 def _changed(host: HostConfig, given: Mapping[str, object], policy: RestartPolicy, auto_remove: bool) -> HostConfig:
