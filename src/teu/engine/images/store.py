@@ -445,7 +445,7 @@ class Images:
         return image
 
     def manifest_of(self, image: Image) -> Descriptor:
-        """The descriptor of an image's manifest, with its platform."""
+        """The descriptor of an image's manifest, with its platform. Raises containerd's NotFound."""
         platform = image_spec.platform_of(image.config)
         members = {key: value for key in ("architecture", "os", "variant") if (value := getattr(platform, key))}
         digest = image.details.manifest_digest

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from teu.engine.backend import containerd
 from teu.engine.containers import defaults, health_rules, hostconfig, records, runtimes
 from teu.engine.containers.model import Container
-from teu.engine.containers.state import MANIFEST_DESCRIPTOR, Saved
+from teu.engine.containers.state import MANIFEST_DESCRIPTOR, ManifestDescriptor, Saved
 from teu.engine.core.errors import BadRequest, EngineError, NotFound
 from teu.engine.core.fields import HEALTH, Config, Creation, HealthCheck, HostConfig, Networking
 from teu.engine.core.times import timestamp
@@ -98,11 +98,18 @@ def _made(engine: Engine, body: Creation, config: Config, host: HostConfig, imag
             args=arguments,
             image_id=image.id,
             chain_id=image.chain_id,
-            image_manifest=MANIFEST_DESCRIPTOR.build(engine.images.manifest_of(image)),
+            image_manifest=_manifest(engine, image),
             config=config,
             host_config=host,
         ),
     )
+
+
+def _manifest(engine: Engine, image: Image) -> ManifestDescriptor | None:
+    try:
+        return MANIFEST_DESCRIPTOR.build(engine.images.manifest_of(image))
+    except containerd.NotFound:
+        return None  # another client has removed it meanwhile; the snapshots are what the container needs
 
 
 def _keep(
