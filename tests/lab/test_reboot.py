@@ -118,6 +118,48 @@ teu-ctr run -d --label containerd.io/restart.policy=unless-stopped --label conta
 """
 
 
+# A service and what it needs, in files. The database takes a second to be healthy, and to stop.
+DECLARED = r"""
+set -e
+mkdir -p /etc/teu/containers
+cat >/var/lib/seen/life <<'END'
+trap 'sleep 0.5; cat /proc/uptime >/seen/$1.end; exit 0' TERM
+cat /proc/uptime >>/seen/$1.lives
+sleep "$2"
+cat /proc/uptime >>/seen/$1.ready
+touch /tmp/ready
+while :; do sleep 0.1; done
+END
+cat >/etc/teu/containers/web.container <<'END'
+[Unit]
+Requires=db.service
+After=db.service
+[Container]
+Image=busybox
+Network=shop.network
+Volume=/var/lib/seen:/seen
+Exec=sh /seen/life web 0
+[Install]
+WantedBy=multi-user.target
+END
+cat >/etc/teu/containers/db.container <<'END'
+[Container]
+Image=busybox
+Network=shop.network
+Volume=/var/lib/seen:/seen
+Volume=data.volume:/data
+Exec=sh -c 'echo one more >>/data/lives; exec sh /seen/life db 1'
+HealthCmd=test -e /tmp/ready
+HealthInterval=1s
+HealthStartPeriod=60s
+Notify=healthy
+END
+printf '[Network]\nSubnet=10.99.7.0/24\n' >/etc/teu/containers/shop.network
+printf '[Volume]\n' >/etc/teu/containers/data.volume
+systemctl daemon-reload
+systemctl start web
+"""
+
 # Where they write, below /var/lib.
 FOLDERS = ("seen", "disk/files", "late/files", "away/files")
 
@@ -275,6 +317,29 @@ def test_shutdown_and_power_cut(host: Host) -> None:
     host("teu rm -f $(teu ps -aq)")
     host("for id in $(teu-ctr c ls -q); do teu-ctr containers label $id containerd.io/restart.status=; done")
     assert host("ls /var/lib/teu/*/starts-at-boot", check=False) == ""
+
+
+def test_declared_containers(host: Host) -> None:
+    """They come with the boot and go with the shutdown as the services that they are, in the order of their files."""
+    host("rm -rf /var/lib/seen/*")
+    host(DECLARED)
+    host.began({"web": 1, "db": 1})
+    host.shut_down()
+    assert host.seen("web.end")[-1] < host.seen("db.end")[-1] < host.seen("network-down")[-1]
+
+    for lives, away in ((2, host.shut_down), (3, host.cut)):
+        host.boot()
+        host.began({"web": lives, "db": lives})
+        assert host("systemctl is-system-running --wait", check=False) == "running"
+        assert host("systemctl is-active web db") == "active\nactive"
+        assert host.seen("network-up")[-1] < host.seen("db.lives")[-1]
+        assert host.seen("db.ready")[-1] < host.seen("web.lives")[-1]
+        assert host("teu exec systemd-db cat /data/lives").splitlines() == ["one more"] * lives
+        assert host("teu exec systemd-web wget -q -O - http://systemd-db 2>&1", check=False).endswith("refused")
+        away()
+    host.boot()
+    host.began({"web": 4, "db": 4})
+    host("systemctl stop web db; rm -r /etc/teu/containers; systemctl daemon-reload; teu volume rm systemd-data")
 
 
 def after_the_network(host: Host, names: list[str]) -> None:
