@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
 import socket
+import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -295,19 +298,26 @@ def test_credentials(declare: Declared, tmp_path: Path, shared_run: None) -> Non
     Path("/etc/credstore").mkdir(exist_ok=True)
     stored = Path("/etc/credstore/teu-test")
     stored.write_text("from the store")
-    look = "id -u; cat /run/secrets/key /run/secrets/set /run/secrets/renamed; echo $$STORED; "
+    sealed = subprocess.run(
+        ["systemd-creds", "encrypt", "--with-key=host", "--name=sealed", "-", "-"],
+        input="never in a file",
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.replace("\n", "")
+    look = "id -u; cat /run/secrets/key /run/secrets/set /run/secrets/renamed /run/secrets/sealed; echo $$STORED; "
     look += "ls -l $$CREDENTIALS_DIRECTORY; sleep 1000"
     try:
         declare.write(
             web_container=f"[Container]\nImage=busybox\nUser=1000\nStopTimeout=1\nExec=sh -c '{look}'\n"
             "Secret=teu-test,type=env,target=STORED\nSecret=key2,target=renamed,uid=1000,mode=0400\n"
             f"[Service]\nLoadCredential=key:{tmp_path}/key\nLoadCredential=key2:{tmp_path}/key\n"
-            "SetCredential=set:as text\n",
+            f"SetCredential=set:as text\nSetCredentialEncrypted=sealed: {sealed}\n",
             none_container=f"{SLEEP}Secret=there-is-none\n",
         )
         start("web.service")
         told = str(eventually("it has looked", lambda: "renamed" in journal("web.service") and journal("web.service")))
-        assert "a keyas texta key" in told and "from the store" in told, told
+        assert "a keyas texta keynever in a file" in told and "from the store" in told, told
         assert re.search(r"-r-------- +1 1000 .* renamed", told), told
         for folder in Path("/run/teu/units").iterdir():
             assert folder.stat().st_mode & 0o077 == 0
@@ -315,6 +325,36 @@ def test_credentials(declare: Declared, tmp_path: Path, shared_run: None) -> Non
         assert "no credential there-is-none" in journal("none.service")
     finally:
         stored.unlink()
+
+
+@pytest.mark.needs("vm")
+@pytest.mark.parametrize("network", ["bridge", "host"])
+def test_addresses_that_its_unit_denies(declare: Declared, network: str) -> None:
+    """systemd's filter is of the control group: it holds in whatever network the container has."""
+    hosts = {"allowed": "198.51.100.6", "denied": "198.51.100.7"}
+    tries = "".join(
+        f"nc -w 2 {address} 8097 </dev/null && echo reached {name} || echo cut off from {name}; "
+        for name, address in hosts.items()
+    )
+    text = f"[Container]\nImage=busybox\nNetwork={network}\nStopTimeout=1\nExec=sh -c '{tries}sleep 1000'\n"
+    filters = f"[Service]\nIPAddressDeny=any\nIPAddressAllow={hosts['allowed']}\n"
+    with socket.create_server(("0.0.0.0", 8097)) as server, contextlib.ExitStack() as stack:
+
+        def answer() -> None:
+            with contextlib.suppress(OSError):  # it is closed in the end
+                while True:
+                    server.accept()[0].close()
+
+        threading.Thread(target=answer, daemon=True).start()
+        stack.callback(server.shutdown, socket.SHUT_RDWR)
+        for address in hosts.values():
+            call("ip", "address", "add", f"{address}/32", "dev", "lo")
+            stack.callback(call, "ip", "address", "del", f"{address}/32", "dev", "lo")
+        declare.write(web_container=text + filters, open_container=text)
+        for unit, word in (("open.service", "reached denied"), ("web.service", "cut off from denied")):
+            start(unit)
+            eventually(f"{unit}: {word}", lambda unit=unit, word=word: word in journal(unit))  # type: ignore[misc]
+            assert "reached allowed" in journal(unit)
 
 
 def test_reload(declare: Declared) -> None:
