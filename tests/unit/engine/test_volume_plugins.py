@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -124,6 +126,84 @@ def test_what_a_plugin_refuses(tmp_path: Path, plugin: VolumePlugin) -> None:
     plugin.refuses = {"Capabilities"}
     volumes.ensure("more", "nas")
     assert volumes.describe("more")["Scope"] == "local", "the method came later than the protocol"
+
+
+def test_a_mount_in_doubt_is_asked_for_again(
+    tmp_path: Path, plugin: VolumePlugin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The plugin went while it unmounted, and has come back without what was mounted: at the place of the volume is a
+    folder of the host's."""
+    monkeypatch.setattr(plugins, "WAIT_SECONDS", 0.0)
+    volumes = store(tmp_path)
+    volumes.ensure("data", "nas")
+    volumes.mount("data", "c1")
+    plugin.close()
+    with pytest.raises(OSError, match=r"VolumeDriver\.Unmount"):
+        volumes.unmount("data", "c1")
+    kept = json.loads((tmp_path / "volumes/.plugins/data").read_text())
+    assert kept["Doubt"] == "Unmount"
+    again = VolumePlugin(tmp_path / "sockets/nas.sock", tmp_path / "nas")
+    again.answer("VolumeDriver.Create", {"Name": "other"})
+    again.options["data"] = {}
+    volumes.mount("data", "c2")
+    assert [body["ID"] for body in again.of("Mount")] == [kept["ID"]]
+    again.close()
+
+
+def test_an_engine_that_is_killed_while_it_asks(tmp_path: Path, plugin: VolumePlugin) -> None:
+    """Nobody knows whether it was mounted: the next one asks with the same id, and lets go of it."""
+    volumes = store(tmp_path)
+    volumes.ensure("data", "nas")
+    answer, seen = plugin.answer, []
+
+    def killed(method: str, body: Any) -> dict[str, Any]:
+        if method.endswith(".Mount"):
+            seen.append(json.loads((tmp_path / "volumes/.plugins/data").read_text()))
+        return answer(method, body)
+
+    plugin.answer = killed  # type: ignore[method-assign]
+    volumes.mount("data", "c1")
+    (asked,), (mounted,) = seen, plugin.of("Mount")
+    assert (asked["ID"], asked["Doubt"]) == (mounted["ID"], "Mount"), "it is on disk before the plugin does it"
+    (tmp_path / "volumes/.plugins/data").write_text(json.dumps(asked))
+    store(tmp_path).settle()
+    assert plugin.mounts["data"] == []
+
+
+def test_a_plugin_that_hangs_loses_nothing(
+    tmp_path: Path, plugin: VolumePlugin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether it has such a volume already it did not say: then nothing is made, and nothing is removed."""
+    plugin.answer("VolumeDriver.Create", {"Name": "old"})
+    answer, over = plugin.answer, threading.Event()
+
+    def slow(method: str, body: Any) -> dict[str, Any]:
+        if method.endswith(".Get"):
+            over.wait(20)
+        return answer(method, body)
+
+    monkeypatch.setattr(plugins, "ANSWER_SECONDS", 0.2)
+    plugin.answer = slow  # type: ignore[method-assign]
+    volumes = store(tmp_path)
+    with pytest.raises(PluginError, match="no answer within 0 s"):
+        volumes.ensure("old", "nas")
+    over.set()
+    assert len(plugin.of("Create")) == 1 and not plugin.of("Remove")
+
+
+def test_a_removal_that_was_interrupted(tmp_path: Path, plugin: VolumePlugin, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The start of the engine asks no plugin, which may hang; what follows the start does."""
+    volumes = store(tmp_path)
+    volumes.ensure("data", "nas")
+    volumes.ensure("kept", "nas")
+    with monkeypatch.context() as broken:
+        broken.setattr(driver.Remote, "remove", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            volumes.remove("data")
+    after = store(tmp_path)
+    assert after.names() == ["kept"] and not plugin.of("Remove")
+    after.settle()
+    assert plugin.of("Remove") == [{"Name": "data"}] and after.names() == ["kept"]
 
 
 def test_a_plugin_that_is_away(tmp_path: Path, plugin: VolumePlugin) -> None:

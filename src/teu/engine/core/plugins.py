@@ -47,11 +47,13 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:+-]*\Z")
 
 
 class PluginError(EngineError):
-    """A plugin did not do what it was asked. `missing`: it does not know the method."""
+    """A plugin did not do what it was asked. `missing`: it does not know the method. `silent`: it did not answer, so
+    that nobody knows whether it was done."""
 
-    def __init__(self, message: str, missing: bool = False) -> None:
+    def __init__(self, message: str, missing: bool = False, silent: bool = False) -> None:
         super().__init__(message)
         self.missing = missing
+        self.silent = silent
 
 
 def member(answer: dict[str, Any], name: str) -> Any:
@@ -179,7 +181,7 @@ class Plugin:
                 told = self._told(method, error)
                 waited = time.monotonic() - began
                 if isinstance(error, TimeoutError) or not patient or waited + pause >= WAIT_SECONDS:
-                    raise PluginError(told) from error
+                    raise PluginError(told, silent=True) from error
                 log.warning("plugin %s: %s; it is asked again in %d s", self.name, told, pause)
                 time.sleep(pause)
                 pause *= 2
@@ -250,7 +252,7 @@ def get(name: str, kind: str) -> Plugin:
             said = member(plugin.call("Plugin.Activate"), "Implements")
             plugin.implements = tuple(map(str, said)) if isinstance(said, list) else ()
         except PluginError as error:
-            raise PluginError(f"legacy plugin: {error}") from error
+            raise PluginError(f"legacy plugin: {error}", silent=error.silent) from error
         for each in (NETWORKS, ADDRESSES):
             if each in plugin.implements:
                 plugin.capabilities[each] = _capabilities(plugin, each)

@@ -76,19 +76,25 @@ class Volumes:
 
     def start(self) -> None:
         """At the start of the daemon, once the containers are known: what was interrupted is finished, what nobody has
-        is let go of."""
+        is let go of. Nobody waits for a plugin here: its volumes have their turn with `settle`."""
         Path(self.root).mkdir(parents=True, exist_ok=True, mode=0o701)
         self._mend_names()
-        known = {"", *(container.id for container in self._containers.all())}
         for name, record in self._records():
             if record.damage:
                 log.error("volume %s: %s", name, record.damage)
-            try:
-                # Where the record of a container has lost its id, the volume may be that one's.
-                if record.removing or not (record.damage or self._containers.lost or record.container in known):
-                    self._finish_removal(name, self._driver(record))
-            except (OSError, EngineError) as error:
-                log.error("volume %s cannot be removed: %s", name, error)
+            if _driver_name(record) in registry.DRIVERS:
+                self._finish_what_was_begun(name, record)
+
+    def _finish_what_was_begun(self, name: str, record: VolumeRecord) -> None:
+        with self._lock:
+            promised = set(self._promised)
+        known = {"", *promised, *(container.id for container in self._containers.all())}
+        try:
+            # Where the record of a container has lost its id, the volume may be that one's.
+            if record.removing or not (record.damage or self._containers.lost or record.container in known):
+                self._finish_removal(name, self._driver(record))
+        except (OSError, EngineError) as error:
+            log.error("volume %s cannot be removed: %s", name, error)
 
     def _mend_names(self) -> None:
         """A row whose name nobody can say gets one, to be inspected and removed by."""
@@ -120,12 +126,15 @@ class Volumes:
     def settle(self) -> None:
         """Unmount what no running container uses: the last one may have ended while the engine was dead. Any time."""
         for name, record in self._records():
-            if record.opaque or self._driver(record).has_to_be_mounted(record.options):
-                try:
-                    with self._alone(name):
-                        self._unmount_unused(name, "")
-                except OSError as error:
-                    log.warning("volume %s cannot be unmounted: %s", name, error)
+            if not (record.opaque or self._driver(record).has_to_be_mounted(record.options)):
+                continue
+            try:
+                with self._alone(name):
+                    self._unmount_unused(name, "")
+                    if _driver_name(record) not in registry.DRIVERS and (now := self._row(name)) is not None:
+                        self._finish_what_was_begun(name, now)
+            except OSError as error:
+                log.warning("volume %s cannot be unmounted: %s", name, error)
 
     @contextlib.contextmanager
     def _alone(self, name: str) -> Iterator[None]:
@@ -135,12 +144,13 @@ class Volumes:
         with lock:
             yield
 
-    def _record(self, name: str) -> VolumeRecord | None:
+    def _row(self, name: str) -> VolumeRecord | None:
         rows = self._database.query("SELECT CAST(data AS BLOB) AS data FROM volumes WHERE name=?", (name,))
-        if not rows:
-            return None
-        record = self._read(rows[0]["data"])
-        return None if record.removing else record
+        return self._read(rows[0]["data"]) if rows else None
+
+    def _record(self, name: str) -> VolumeRecord | None:
+        record = self._row(name)
+        return None if record is None or record.removing else record
 
     def _write(self, name: str, record: VolumeRecord) -> None:
         with self._database.transaction() as cursor:

@@ -5,8 +5,12 @@ host makes volumes and says where the host sees their files (core/plugins.py fin
     Create, Remove        of a name; what is there of that name already is used
     Mount, Unmount        with an id, the same for both: a plugin counts them, so each Mount has its Unmount
 
-    VOLUMES/.plugins/NAME     {"Mountpoint", "Scope", "ID", "Boot"} of a volume: where it is, or was last; ID and Boot
-                              while it is mounted, since a reboot ends that without an Unmount
+    VOLUMES/.plugins/NAME     {"Mountpoint", "Scope", "ID", "Boot", "Doubt"} of a volume: where it is, or was last; ID
+                              and Boot while it is mounted, since a reboot ends that without an Unmount; Doubt from
+                              before the question of a Mount or Unmount until its answer
+
+A mount that is in doubt, since the engine was killed, or the plugin went, is asked for again with the same id: at the
+place of a volume that is not mounted would be a folder of the host's.
 
 What a volume is called, and where it is, is told without asking the plugin, which may be away.
 """
@@ -59,17 +63,22 @@ class Remote:
         return found is None
 
     def _find(self, name: str) -> dict[str, Any] | None:
-        """What the plugin says of a volume; None where it has none of that name, or refuses to say."""
+        """What the plugin says of a volume; None where it has none of that name, or refuses to say. Raises PluginError
+        where it does not answer."""
         try:
             return section(self._call("Get", {"Name": name}), "Volume")
-        except PluginError:
+        except PluginError as error:
+            if error.silent:
+                raise
             return None
 
     def _scope(self) -> str:
         try:
             found = words(section(self._call("Capabilities", {}), "Capabilities"), "Scope")
-        except PluginError:  # the method is newer than the protocol
-            found = ""
+        except PluginError as error:
+            if error.silent:
+                raise
+            found = ""  # the method is newer than the protocol
         return found if found in ("local", "global") else "local"
 
     def scope(self, name: str) -> str:
@@ -86,28 +95,41 @@ class Remote:
 
     def mount(self, name: str, options: dict[str, str]) -> None:
         known = self._read(name)
-        if self._is_mounted(known):
+        mounted = self._is_mounted(known)
+        if mounted and "Doubt" not in known:
             return
-        identity = uuid.uuid4().hex
-        place = words(self._call("Mount", {"Name": name, "ID": identity}), "Mountpoint")
+        identity = known["ID"] if mounted else uuid.uuid4().hex
+        before = _without(known, "ID", "Boot", "Doubt")
+        held = {**before, "ID": identity, "Boot": _boot()}
+        self._write(name, {**held, "Doubt": "Mount"})
+        try:
+            place = words(self._call("Mount", {"Name": name, "ID": identity}), "Mountpoint")
+        except EngineError as error:
+            if not (isinstance(error, PluginError) and error.silent):
+                self._write(name, before)
+            raise
         try:
             if not place.startswith("/"):
                 raise PluginError(f"{VOLUMES}.Mount: the plugin {self.name} says no place of volume {name}: {place!r}")
-            self._write(name, {**known, "Mountpoint": place, "ID": identity, "Boot": _boot()})
+            self._write(name, {**held, "Mountpoint": place})
         except BaseException:
-            with contextlib.suppress(EngineError):
-                self._call("Unmount", {"Name": name, "ID": identity})
+            with contextlib.suppress(OSError):
+                self.unmount(name)
             raise
 
     def unmount(self, name: str) -> None:
         known = self._read(name)
         if not self._is_mounted(known):
             return
+        doubt = known.get("Doubt")
+        self._write(name, {**known, "Doubt": doubt or "Unmount"})
         try:
             self._call("Unmount", {"Name": name, "ID": known["ID"]})
         except EngineError as error:
-            raise OSError(errno.EIO, str(error), name) from error
-        self._write(name, {key: text for key, text in known.items() if key not in ("ID", "Boot")})
+            # Where it never came to the mount, a plugin that was asked for one refuses to know it.
+            if doubt != "Mount" or not isinstance(error, PluginError) or error.silent:
+                raise OSError(errno.EIO, str(error), name) from error
+        self._write(name, _without(known, "ID", "Boot", "Doubt"))
 
     def host_paths(self, name: str, options: dict[str, str]) -> list[str]:
         path = self.path(name)
@@ -145,6 +167,15 @@ class Remote:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, f"{self._folder}/{name}")
+        descriptor = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _without(known: dict[str, str], *keys: str) -> dict[str, str]:
+    return {key: text for key, text in known.items() if key not in keys}
 
 
 def _boot() -> str:
