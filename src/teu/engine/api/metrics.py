@@ -151,10 +151,13 @@ class Metrics:
     def _serve(self, client: socket.socket) -> None:
         try:
             with client, contextlib.suppress(OSError):
-                client.settimeout(PATIENCE)
-                head = b""
-                while b"\r\n\r\n" not in head and len(head) < HEAD_LIMIT and (part := client.recv(4096)):
+                until, head = time.monotonic() + PATIENCE, b""
+                while b"\r\n\r\n" not in head and len(head) < HEAD_LIMIT:
+                    client.settimeout(max(until - time.monotonic(), 0.001))
+                    if not (part := client.recv(4096)):
+                        break
                     head += part
+                client.settimeout(PATIENCE)  # sendall has it for the whole answer
                 client.sendall(self._answer(head))
         finally:
             self._room.release()
