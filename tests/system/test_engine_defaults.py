@@ -38,8 +38,8 @@ KEYS: dict[str, Any] = {
 }
 SHOW = (
     "df -k /dev/shm | tail -1 | tr -s ' ' | cut -d' ' -f2; ulimit -Sn; ulimit -Hn;"
-    " grep -e NoNewPrivs -e ^Seccomp: /proc/self/status; grep -v '^#' /etc/resolv.conf | sort;"
-    " mkdir /folder || echo refused; cut -d/ -f1-2 /proc/self/cgroup"
+    " grep -e NoNewPrivs -e ^Seccomp: /proc/self/status; grep '^[a-z]' /etc/resolv.conf | sort;"
+    " mkdir /folder || echo refused; readlink /proc/self/ns/cgroup"
 )
 
 
@@ -96,13 +96,15 @@ def dockerd() -> Iterator[list[str]]:
         yield daemon.client
 
 
-def shown(client: list[str], *flags: str) -> tuple[str, dict[str, Any]]:
-    """What such a container sees, and what inspect says of it."""
+def shown(client: list[str], *flags: str) -> tuple[list[str], bool, dict[str, Any]]:
+    """What such a container sees, whether its cgroup namespace is the host's, and what inspect says of it."""
     inside = call(*client, "run", "--rm", "--network", "none", *flags, "busybox", "sh", "-c", SHOW)
+    *lines, namespace = inside.splitlines()
     call(*client, "create", "--name", "shown", "--network", "none", *flags, "busybox", "true")
     host = json.loads(call(*client, "inspect", "-f", "{{json .HostConfig}}", "shown"))
     call(*client, "rm", "shown")
-    return inside, {key: host[key] for key in ("ShmSize", "IpcMode", "CgroupnsMode", "Ulimits", "SecurityOpt", "Dns")}
+    keys = ("ShmSize", "IpcMode", "CgroupnsMode", "Ulimits", "SecurityOpt", "Dns")
+    return lines, namespace == os.readlink("/proc/1/ns/cgroup"), {key: host[key] for key in keys}
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,11 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import images
 import peers
@@ -20,35 +22,38 @@ pytestmark = pytest.mark.needs("docker", "dockerd", "trixie", "fast")
 DROP_IN = Path("/etc/teu/teud.yaml.d/engine-runtimes.yaml")
 TEUD = ["docker", "--config", "/run/no-such-configuration", "-H", "unix:///run/teu/teud.sock"]
 WITNESS = Path("/run/teu-test-runtime")
-RUNTIMES = {
-    "crun": {"path": "/usr/bin/crun"},
-    "told": {"path": str(WITNESS), "runtimeArgs": ["--it's", "a b"]},
-    "shimmed": {"runtimeType": "io.containerd.runc.v2", "options": {"BinaryName": "/usr/bin/crun"}},
-}
+# dockerd wants a cgroup of crun that crun makes only where there are controllers; runc is content without.
+PROGRAMS = {"teud": "crun", "dockerd": "runc"}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def witness() -> Iterator[None]:
-    """A runtime that writes down with what it was called, and is crun."""
+@contextlib.contextmanager
+def runtimes(program: str) -> Iterator[dict[str, Any]]:
+    """In daemon.json's three forms; one of them writes down with what it was called."""
+    path = shutil.which(program) or ""
     images.need_busybox()
-    WITNESS.write_text(f'#!/bin/sh\nprintf "%s\\n" "$1" "$2" >>{WITNESS}.said\nshift 2\nexec /usr/bin/crun "$@"\n')
+    WITNESS.write_text(f'#!/bin/sh\nprintf "%s\\n" "$1" "$2" >>{WITNESS}.said\nshift 2\nexec {path} "$@"\n')
     WITNESS.chmod(0o755)
-    yield
-    for path in (WITNESS, Path(f"{WITNESS}.said")):
-        path.unlink(missing_ok=True)
+    yield {
+        "other": {"path": path},
+        "told": {"path": str(WITNESS), "runtimeArgs": ["--it's", "a b"]},
+        "shimmed": {"runtimeType": "io.containerd.runc.v2", "options": {"BinaryName": path}},
+    }
+    for each in (WITNESS, Path(f"{WITNESS}.said")):
+        each.unlink(missing_ok=True)
 
 
-@pytest.fixture(scope="module", params=["teud", "dockerd"])
+@pytest.fixture(scope="module", params=list(PROGRAMS))
 def client(request: pytest.FixtureRequest) -> Iterator[list[str]]:
     with contextlib.ExitStack() as stack:
+        named = stack.enter_context(runtimes(PROGRAMS[request.param]))
         if request.param == "dockerd":
-            daemon = stack.enter_context(peers.dockerd(config={"runtimes": RUNTIMES}))
+            daemon = stack.enter_context(peers.dockerd(config={"runtimes": named}))
             daemon.load_busybox()
             yield daemon.client
             return
         DROP_IN.parent.mkdir(parents=True, exist_ok=True)
         whole.remove_everything()
-        DROP_IN.write_text(f"runtimes: {json.dumps(RUNTIMES)}\n")
+        DROP_IN.write_text(f"runtimes: {json.dumps(named)}\n")
         whole.call("systemctl", "restart", "teud")
         yield TEUD
         whole.remove_everything()
@@ -71,7 +76,7 @@ def call(client: list[str], *argv: str, code: int = 0) -> str:
     return (done.stdout + done.stderr).strip()
 
 
-@pytest.mark.parametrize("name", ["crun", "told", "shimmed", "runc"])
+@pytest.mark.parametrize("name", ["other", "told", "shimmed", "runc"])
 def test_a_life_under_it(client: list[str], name: str) -> None:
     assert call(client, "run", "--rm", "--network", "none", "--runtime", name, "busybox", "echo", "here") == "here"
     call(client, "run", "-d", "--name", "life", "--network", "none", "--runtime", name, "busybox", "sleep", "600")
@@ -94,7 +99,7 @@ def test_it_gets_its_arguments_first(client: list[str]) -> None:
 
 def test_info_names_them_and_nobody_else_is_taken(client: list[str]) -> None:
     found = json.loads(call(client, "info", "-f", "{{json .Runtimes}}"))
-    assert found["crun"]["path"] == "/usr/bin/crun"
+    assert found["other"]["path"] == shutil.which(PROGRAMS["teud" if client is TEUD else "dockerd"])
     assert found["told"]["runtimeArgs"] == ["--it's", "a b"]
     said = call(client, "create", "--runtime", "nobody", "busybox", code=1)
     assert "unknown or invalid runtime name: nobody" in said
