@@ -298,6 +298,7 @@ MOUNT_FIELDS: dict[str, tuple[str, tuple[str, ...], Callable[[str, str], Any]]] 
     "volume-nocopy": ("volume", ("NoCopy",), truth),
     "volume-subpath": ("volume", ("Subpath",), as_it_stands),
     "volume-driver": ("volume", ("DriverConfig", "Name"), as_it_stands),
+    "image-subpath": ("image", ("Subpath",), as_it_stands),
     "tmpfs-size": ("tmpfs", ("SizeBytes",), size),
     "tmpfs-mode": ("tmpfs", ("Mode",), file_mode),
 }
@@ -317,7 +318,7 @@ BIND_RECURSIVE = {
 def mount(value: str) -> dict[str, Any]:
     """One --mount as the API's Mount."""
     result: dict[str, Any] = {"Type": "volume"}
-    options: dict[str, dict[str, Any]] = {"volume": {}, "bind": {}, "tmpfs": {}}
+    options: dict[str, dict[str, Any]] = {"volume": {}, "bind": {}, "image": {}, "tmpfs": {}}
     for field in split_csv(value):
         key, equals, text = field.partition("=")
         key = key.lower().strip()

@@ -75,7 +75,7 @@ FLAGS = """
    --memory-reservation bytes       Memory that is protected while the host is short of it
    --memory-swap        swap        Most memory and swap together, -1 for no limit on swap
    --memory-swappiness  int=-1      Preference for swapping, 0 to 100
-   --mount              mount       Mount something, type=bind|volume|tmpfs,source=…,target=…[,readonly]…
+   --mount              mount       Mount something, type=bind|volume|tmpfs|image,source=…,target=…[,readonly]…
    --name               string      Name of the container
 !  --net                network     Connect to a network
 !  --net-alias          list        Further name on the network

@@ -86,6 +86,10 @@ def test_a_service_is_a_container_of_the_target() -> None:
             {"volumes": [{"type": "tmpfs", "target": "/t", "tmpfs": {"size": "1048576", "mode": 0o1777}}]},
             "Tmpfs=/t:size=1048576,mode=1777",
         ),
+        (
+            {"volumes": [{"type": "image", "source": "app:1", "target": "/i", "image": {"subpath": "etc"}}]},
+            "Mount=type=image,source=app:1,target=/i,image-subpath=etc",
+        ),
         ({"mem_limit": "536870912"}, "Memory=536870912"),
         ({"deploy": {"resources": {"limits": {"cpus": 0.5, "memory": "1024000000"}}}}, "PodmanArgs=--cpus=0.5"),
         ({"healthcheck": {"test": ["CMD-SHELL", "curl -f localhost"]}}, "HealthCmd=curl -f localhost"),

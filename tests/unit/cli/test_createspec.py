@@ -102,11 +102,14 @@ def test_mounts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "source=v,target=/w,volume-nocopy",
         "--mount",
         "type=tmpfs,target=/x,tmpfs-size=1m,tmpfs-mode=1770",
+        "--mount",
+        "type=image,src=app:1,target=/i,image-subpath=etc",
     )["Mounts"]
     assert mounts == [
         {"Type": "bind", "Source": "/a", "Target": "/b", "ReadOnly": True, "BindOptions": {"Propagation": "rslave"}},
         {"Type": "volume", "Source": "v", "Target": "/w", "VolumeOptions": {"NoCopy": True}},
         {"Type": "tmpfs", "Target": "/x", "TmpfsOptions": {"SizeBytes": 1 << 20, "Mode": 0o1770}},
+        {"Type": "image", "Source": "app:1", "Target": "/i", "ImageOptions": {"Subpath": "etc"}},
     ]
 
 

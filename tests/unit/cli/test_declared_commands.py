@@ -90,7 +90,10 @@ FOUND: dict[str, Any] = {
         "ReadonlyRootfs": True,
         "Ulimits": [{"Name": "nofile", "Soft": 1, "Hard": 2}],
         "Devices": [{"PathOnHost": "/dev/null", "PathInContainer": "/dev/x", "CgroupPermissions": "rw"}],
-        "Mounts": [{"Type": "bind", "Source": "/a", "Target": "/b", "ReadOnly": True}],
+        "Mounts": [
+            {"Type": "bind", "Source": "/a", "Target": "/b", "ReadOnly": True},
+            {"Type": "image", "Source": "app:1", "Target": "/i", "ImageOptions": {"Subpath": "etc"}},
+        ],
         "Tmpfs": {"/t": "size=1m"},
         "Sysctls": {"net.a": "1"},
         "LogConfig": {"Type": "json-file", "Config": {"max-size": "1m"}},
@@ -117,6 +120,7 @@ PublishPort=127.0.0.1:8080:80/tcp
 PublishPort=[::1]::80/tcp
 Network=mine:ip=10.0.0.2,alias=db
 Mount=type=bind,source=/a,target=/b,readonly
+Mount=type=image,source=app:1,target=/i,image-subpath=etc
 Tmpfs=/t:size=1m
 AddCapability=NET_ADMIN
 Memory=1048576

@@ -352,6 +352,14 @@ def test_relative_paths_begin_at_the_file(tmp_path: Path) -> None:
     assert f"RequiresMountsFor={tmp_path}/html" in unit.text
 
 
+def test_a_part_of_a_mount_has_podmans_name_too(tmp_path: Path) -> None:
+    unit = container(
+        tmp_path, "Mount=type=image,source=a,target=/a,subpath=b\nMount=type=volume,source=c,target=/c,subpath=d"
+    )
+    assert "--mount=type=image,source=a,target=/a,image-subpath=b" in unit.command
+    assert "--mount=type=volume,source=c,target=/c,volume-subpath=d" in unit.command
+
+
 def test_a_secret_asks_systemd_for_the_credential(tmp_path: Path) -> None:
     text = container(tmp_path, "Secret=a\nSecret=b", "[Service]\nLoadCredential=b:/etc/b\n").text
     assert "LoadCredential=a\nImportCredential=a" in text and text.count("LoadCredential=b") == 1

@@ -854,7 +854,8 @@ class Member:
         self.file.add("Tmpfs", str(one["target"]) + (f":{','.join(words)}" if words else ""))
 
     def _of_image(self, one: dict[str, Any], options: dict[str, Any], modes: list[str]) -> None:
-        if options.get("subpath"):
-            raise Refused("is refused: an image is mounted as a whole", "image", "subpath")
+        refuse_others(options, ("subpath",), "image")
         fields = [f"type=image,source={one['source']},target={one['target']}"] + ["readonly"] * bool(modes)
+        if options.get("subpath"):
+            fields.append(f"image-subpath={options['subpath']}")
         self.file.words("Mount", ",".join(fields))

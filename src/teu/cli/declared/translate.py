@@ -476,6 +476,8 @@ def _mount(t: Translation, entry: Entry, text: str) -> str:
             value = t.path(entry, value)
             if value.startswith("/"):
                 t.unit.append(("RequiresMountsFor", value))
+        elif key == "subpath" and kind in ("volume", "image"):  # podman's name of it
+            key = f"{kind}-subpath"
         done.append(f"{key}{equals}{value}")
     return ",".join(done)
 

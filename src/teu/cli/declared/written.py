@@ -175,6 +175,9 @@ def mounts(file: File, host: dict[str, Any]) -> None:
         propagation = (mount.get("BindOptions") or {}).get("Propagation")
         if propagation:
             fields.append(f"bind-propagation={propagation}")
+        for kind, name in (("volume", "VolumeOptions"), ("image", "ImageOptions")):
+            if subpath := (mount.get(name) or {}).get("Subpath"):
+                fields.append(f"{kind}-subpath={subpath}")
         size = (mount.get("TmpfsOptions") or {}).get("SizeBytes")
         if size:
             fields.append(f"tmpfs-size={size}")

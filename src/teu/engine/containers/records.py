@@ -133,6 +133,7 @@ _MOUNT_OPTIONS = members(
         **dict.fromkeys(("copy", "anonymous", "create", "nonrecursive", "deep", "where-possible"), flag),
         "shallow": maybe(flag),
         "subpath": text(),
+        "chain": text(),
         "tmpfs": maybe(TEXTS),
     }
 )

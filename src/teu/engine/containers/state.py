@@ -136,14 +136,15 @@ class MountOptions(Record):
     subpath: str = member("subpath", TEXT, "")
     tmpfs: list[str] | None = member("tmpfs", WORD_LIST)
     where_possible: bool = member("where-possible", FLAG, False)  # the propagation
+    chain: str = member("chain", TEXT, "")  # the layers of an image, by the chain id of the top one
 
 
 class MountPoint(Record):
     """One of the API's Mounts of a container, and how it is made."""
 
-    type: str = member("Type", TEXT, "")  # bind, volume or tmpfs
-    name: str | None = member("Name", TEXT)  # of a volume, as is the driver
-    source: str = member("Source", TEXT, "")
+    type: str = member("Type", TEXT, "")  # bind, volume, tmpfs or image
+    name: str | None = member("Name", TEXT)  # of a volume, as is the driver; of an image
+    source: str = member("Source", TEXT, "")  # a path of the host; the id of an image
     destination: str = member("Destination", TEXT, "")
     driver: str | None = member("Driver", TEXT)
     mode: str = member("Mode", TEXT, "")

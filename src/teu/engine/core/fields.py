@@ -214,6 +214,10 @@ class TmpfsOptions(Record):
     options: list[list[str] | None] | None = member("Options", ListOf(WORD_LIST))
 
 
+class ImageOptions(Record):
+    subpath: str | None = member("Subpath", WORD)
+
+
 class Mount(Record):
     """One of HostConfig.Mounts: what is asked for. What becomes of it is a MountPoint (containers/state.py)."""
 
@@ -225,9 +229,9 @@ class Mount(Record):
     bind_options: BindOptions | None = member("BindOptions", RecordOf(BindOptions))
     volume_options: VolumeOptions | None = member("VolumeOptions", RecordOf(VolumeOptions))
     tmpfs_options: TmpfsOptions | None = member("TmpfsOptions", RecordOf(TmpfsOptions))
-    # Of a type of mount that is refused.
-    image_options: dict[str, object] | None = member("ImageOptions", Object({"Subpath": WORD}))
-    cluster_options: dict[str, object] | None = member("ClusterOptions", NOTHING)  # of swarm: so is that
+    image_options: ImageOptions | None = member("ImageOptions", RecordOf(ImageOptions))
+    # Of a type of mount that is refused, swarm's.
+    cluster_options: dict[str, object] | None = member("ClusterOptions", NOTHING)
 
 
 class LogConfig(Record):

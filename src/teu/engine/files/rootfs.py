@@ -151,8 +151,8 @@ _outside = Workers("outside")
 _mounters = Workers("mounter", _own_namespace)
 
 
-def _mount_detached(place: str, mounts: list[mount_pb2.Mount], access: str) -> int:
-    """containerd's mounts as a descriptor of the mounted tree. Runs in a mounter's thread.
+def _mount_detached(place: str, mounts: list[mount_pb2.Mount], access: str, part: str = "") -> int:
+    """containerd's mounts, or a part of them, as a descriptor of the mounted tree. Runs in a mounter's thread.
 
     access: "rw"; "ro"; "scratch", where what is written is nobody's and gone with the descriptor."""
     target, scratch = f"{place}/root", f"{place}/scratch"
@@ -179,10 +179,23 @@ def _mount_detached(place: str, mounts: list[mount_pb2.Mount], access: str) -> i
                     data += [f"upperdir={scratch}/upper", f"workdir={scratch}/work"]
             mount(source, target, kind, flags, ",".join(data))
             done.append(target)
-        return open_tree(-1, target)
+        return _opened_part(target, part) if part else open_tree(-1, target)
     finally:
         for path in reversed(done):
             umount2(path, MNT_DETACH)
+
+
+def _opened_part(target: str, part: str) -> int:
+    """Raises OSError: EXDEV where a link leads out of the whole."""
+    base = os.open(target, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        found = inside.open_beneath(base, part)
+    finally:
+        os.close(base)
+    try:
+        return open_tree(found, "")
+    finally:
+        os.close(found)
 
 
 def _place(engine: Engine) -> str:
@@ -194,6 +207,23 @@ def detached(engine: Engine, mounts: list[mount_pb2.Mount], what: str, readonly:
     `what` names it in errors."""
     place = _place(engine)
     return _mounters.run(place, lambda: _mount_detached(place, mounts, "ro" if readonly else "rw"), what)
+
+
+def image_tree(engine: Engine, container: Container, point: MountPoint) -> int:
+    """The image, or the part of it, that a mount point shows: detached, and read-only. Raises OSError where there is no
+    such part (EXDEV: a link leads out of the image), containerd's NotFound."""
+    place, made_of = _place(engine), snapshots.image_mounts(engine, container, point)
+
+    def work() -> int:
+        tree = _mount_detached(place, made_of, "ro", point.options.subpath)
+        try:
+            mount_setattr(tree, MOUNT_ATTR_RDONLY, propagation=MS_PRIVATE, recursive=True)
+        except BaseException:
+            os.close(tree)
+            raise
+        return tree
+
+    return _mounters.run(place, work, f"the image {point.name}")
 
 
 @contextlib.contextmanager
@@ -227,7 +257,7 @@ def _stopped(engine: Engine, container: Container, readonly: bool) -> int:
     with contextlib.ExitStack() as sources:
         points = []
         for point in sorted(container.mounts, key=lambda point: point.destination.count("/")):
-            if point.type in ("bind", "volume"):
+            if point.type in ("bind", "volume", "image"):
                 tree = source_tree(engine, container, point)
                 if tree >= 0:
                     sources.callback(os.close, tree)
@@ -316,6 +346,11 @@ def source_tree(engine: Engine, container: Container, point: MountPoint) -> int:
             raise
         return tree
 
+    if point.type == "image":
+        try:
+            return image_tree(engine, container, point)
+        except OSError:
+            return -1  # a start says so
     if point.type == "volume":
         try:
             point.source = engine.volumes.hold(name, user)

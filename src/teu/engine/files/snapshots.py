@@ -1,8 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A container's snapshot in containerd: what makes its root, what it has of its own, its removal."""
+"""A container's snapshots in containerd: what makes its root, what it has of its own, their removal.
+
+ID               its root, which it writes to
+ID-DESTINATION   a view of an image that is mounted into it (the hash of where)
+"""
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import os
 import stat
 from typing import TYPE_CHECKING
@@ -13,6 +19,7 @@ from teu.linux import trees
 if TYPE_CHECKING:
     from teu.api.types import mount_pb2
     from teu.engine.containers.model import Container
+    from teu.engine.containers.state import MountPoint
     from teu.engine.engine import Engine
 
 
@@ -28,6 +35,20 @@ def mounts(engine: Engine, container: Container) -> list[mount_pb2.Mount]:
     return container.rootfs_mounts
 
 
+def image_key(container: Container, point: MountPoint) -> str:
+    """The snapshot of an image that is mounted at that point."""
+    return f"{container.snapshot_key}-{hashlib.sha256(point.destination.encode()).hexdigest()[:16]}"
+
+
+def image_mounts(engine: Engine, container: Container, point: MountPoint) -> list[mount_pb2.Mount]:
+    """containerd's mounts that make such an image's files."""
+    from teu.api.services.snapshots.v1 import snapshots_pb2
+
+    key = image_key(container, point)
+    request = snapshots_pb2.MountsRequest(snapshotter=engine.config["storage-driver"], key=key)
+    return list(engine.containerd.snapshots.Mounts(request).mounts)
+
+
 def upper(made_of: list[mount_pb2.Mount]) -> str:
     """The folder of what a snapshot has of its own; "" where its snapshotter does not keep that apart."""
     for each in made_of:
@@ -38,15 +59,15 @@ def upper(made_of: list[mount_pb2.Mount]) -> str:
 
 
 def remove(engine: Engine, container: Container) -> None:
-    """Twice is fine."""
+    """All of them. Twice is fine."""
     from teu.api.services.snapshots.v1 import snapshots_pb2
 
-    try:
-        engine.containerd.snapshots.Remove(
-            snapshots_pb2.RemoveSnapshotRequest(snapshotter=engine.config["storage-driver"], key=container.snapshot_key)
-        )
-    except containerd.NotFound:
-        pass
+    views = [image_key(container, point) for point in container.mounts if point.type == "image"]
+    for key in (*views, container.snapshot_key):
+        with contextlib.suppress(containerd.NotFound):
+            engine.containerd.snapshots.Remove(
+                snapshots_pb2.RemoveSnapshotRequest(snapshotter=engine.config["storage-driver"], key=key)
+            )
 
 
 def size(engine: Engine, container: Container) -> int:

@@ -83,6 +83,9 @@ def _mounts(engine: Engine, container: Container, host: HostConfig) -> tuple[lis
     gone = {mounts.place(asked) for asked in before if asked not in after}
     left = [point for point in container.mounts if point.destination not in gone]
     removed = [point for point in container.mounts if point.destination in gone]
+    for point in removed:
+        if point.type == "image":
+            raise BadRequest(f"{point.destination}: an image is mounted for as long as the container is there")
     taken = {point.destination for point in left} | {posixpath.normpath(path) for path in host.tmpfs or ()}
     for asked in fresh:
         place = mounts.place(asked)
@@ -101,6 +104,8 @@ def _mounts(engine: Engine, container: Container, host: HostConfig) -> tuple[lis
         with engine.volumes.promised(container.id):
             for asked in fresh:
                 points.append(mounts.one(engine, container, asked))
+                if points[-1].type == "image":
+                    raise BadRequest(f"an image ({points[-1].destination}) is mounted when a container is made")
                 if points[-1].type == "bind":
                     rootfs.check_source(points[-1].source, points[-1].options.create, "bind")
                 if container.running:
@@ -115,8 +120,8 @@ def _mounts(engine: Engine, container: Container, host: HostConfig) -> tuple[lis
 
 def _unused(gone: list[MountPoint], there: list[MountPoint]) -> list[MountPoint]:
     """Those whose volume is at no other place of the container."""
-    names = {point.name for point in there}
-    return [point for point in gone if point.name not in names]
+    names = {point.name for point in there if point.type == "volume"}
+    return [point for point in gone if point.type != "volume" or point.name not in names]
 
 
 def _try(function: Callable[Given, object], *arguments: Given.args, **named: Given.kwargs) -> None:

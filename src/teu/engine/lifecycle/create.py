@@ -132,8 +132,9 @@ def _keep(
         # What could not be read back would make a dead container at the next start.
         if faults := records.faults_of(container.record()):
             raise BadRequest(f"invalid request: {faults[0]}")
-        prepare(engine, container, image)
         undo.callback(snapshots.remove, engine, container)
+        prepare(engine, container, image)
+        _prepare_images(engine, container)
         Path(container.directory).mkdir(parents=True, mode=0o710)
         undo.callback(trees.discard_tree, container.directory)
         _make_working_directory(engine, container)
@@ -216,6 +217,28 @@ def prepare(engine: Engine, container: Container, image: Image) -> None:
             places.make(engine, image, lease)
             response = engine.containerd.snapshots.Prepare(request, lease=lease)
     container.rootfs_mounts = list(response.mounts)
+
+
+def _prepare_images(engine: Engine, container: Container) -> None:
+    """A view of each image that is mounted into the container: its layers stay for as long, whatever becomes of its
+    name."""
+    from teu.api.services.snapshots.v1 import snapshots_pb2
+
+    for point in container.mounts:
+        if point.type != "image":
+            continue
+        request = snapshots_pb2.ViewSnapshotRequest(
+            snapshotter=engine.config["storage-driver"],
+            key=snapshots.image_key(container, point),
+            parent=point.options.chain,
+            labels={ROOT: container.created, OWNER_LABEL: container.id},
+        )
+        try:
+            engine.containerd.snapshots.View(request)
+        except containerd.NotFound:
+            with engine.containerd.lease() as lease:
+                engine.images.prepare_parent(engine.images.of_container(point.source, point.options.chain))
+                engine.containerd.snapshots.View(request, lease=lease)
 
 
 def _make_working_directory(engine: Engine, container: Container) -> None:

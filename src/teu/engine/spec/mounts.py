@@ -23,7 +23,7 @@ from teu.engine.containers.state import MountOptions, MountPoint
 from teu.engine.core.errors import BadRequest, EngineError, NotFound
 from teu.engine.core.fields import BindOptions, DriverConfig, Mount, TmpfsOptions, VolumeOptions
 from teu.engine.files import rootfs
-from teu.linux.mounts import MNT_DETACH, MS_BIND, MS_REC, mount, umount2
+from teu.linux.mounts import MNT_DETACH, MS_BIND, MS_REC, mount, move_mount, umount2
 
 if TYPE_CHECKING:
     from teu.engine.containers.model import Container
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from teu.oci.runtime_spec import Object
 
 PROPAGATIONS = ("private", "rprivate", "shared", "rshared", "slave", "rslave")
-# Beside a container's runtime folder, which is removed with all that is in it: where parts of volumes are bound.
+# Beside a container's runtime folder, which is removed with all that is in it: for parts of volumes, and images.
 PARTS = ".parts"
 # Runtimes that know the mount option rro.
 RECURSIVE_READ_ONLY = ("io.containerd.teu.v2", "io.containerd.runc.v2")
@@ -201,9 +201,14 @@ def _bad(kind: str, text: str) -> BadRequest:
 
 def _from_mount(engine: Engine, container: Container, entry: Mount) -> MountPoint:
     kind = entry.type or "volume"
-    makers = {"bind": _from_bind_mount, "volume": _from_volume_mount, "tmpfs": _from_tmpfs_mount}
+    makers = {
+        "bind": _from_bind_mount,
+        "volume": _from_volume_mount,
+        "tmpfs": _from_tmpfs_mount,
+        "image": _from_image_mount,
+    }
     if kind not in makers:
-        raise _bad(kind, "mount type unknown; there are bind, volume and tmpfs")
+        raise _bad(kind, f"mount type unknown; there are {', '.join(makers)}")
     for name, of, options in (
         ("BindOptions", "bind", entry.bind_options),
         ("VolumeOptions", "volume", entry.volume_options),
@@ -255,14 +260,36 @@ def _from_volume_mount(engine: Engine, container: Container, entry: Mount, desti
     if entry.read_only and not source:
         raise _bad("volume", "must not set ReadOnly mode when using anonymous volumes")
     subpath = options.subpath or ""
-    if subpath and (subpath.startswith("/") or ".." in posixpath.normpath(subpath).split("/")):
-        raise _bad("volume", "subpath must be a relative path within the volume")
+    _check_subpath("volume", subpath)
     driver = options.driver_config or DriverConfig()
     volume = engine.volumes.ensure(
         source or None, driver.name or "local", driver.options or {}, options.labels or {}, container.id
     )
     how = MountOptions(copy_image=not options.no_copy, anonymous=not source, subpath=subpath)
     return _volume(volume, destination, "z", not entry.read_only, how)
+
+
+def _check_subpath(kind: str, subpath: str) -> None:
+    if subpath and (subpath.startswith("/") or ".." in posixpath.normpath(subpath).split("/")):
+        raise _bad(kind, f"subpath must be a relative path within the {kind}")
+
+
+def _from_image_mount(engine: Engine, _container: Container, entry: Mount, destination: str) -> MountPoint:
+    """Always read-only, as docker has it. The image is the one that has the name now."""
+    source = entry.source or ""
+    if not source:
+        raise _bad("image", "field Source must not be empty")
+    subpath = (entry.image_options.subpath if entry.image_options else None) or ""
+    _check_subpath("image", subpath)
+    image = engine.images.resolve(source)
+    return MountPoint(
+        type="image",
+        name=source,
+        source=image.id,
+        destination=destination,
+        rw=False,
+        options=MountOptions(subpath=subpath, chain=image.chain_id),
+    )
 
 
 def _from_tmpfs_mount(_engine: Engine, _container: Container, entry: Mount, destination: str) -> MountPoint:
@@ -381,6 +408,8 @@ def _access(engine: Engine, container: Container, point: MountPoint) -> list[str
 def _source(engine: Engine, container: Container, point: MountPoint, sources: contextlib.ExitStack) -> str:
     """The host's path of what is mounted, which is there. Volumes are mounted for that."""
     source = point.source
+    if point.type == "image":
+        source = _image(engine, container, point, sources)
     if point.type == "volume":
         source = point.source = engine.volumes.mount(point.name or "", container.id)
         if point.options.subpath:
@@ -430,32 +459,60 @@ def root_propagation(mount_list: list[Object]) -> str:
 def _part(container: Container, point: MountPoint, sources: contextlib.ExitStack) -> str:
     """A part of a volume, bound to a place of the engine's until `sources` is closed: the runtime looks it up again,
     and a container that has the volume could have put a link there meanwhile."""
-    subpath = point.options.subpath
     try:
         descriptor = rootfs.open_volume(point)
     except OSError as error:
-        reason = f"cannot access path {subpath}: {(error.strerror or '').lower()}"
-        if error.errno == errno.EXDEV:
-            reason = "path concatenation escapes the base directory"
-        raise EngineError(f"subpath {subpath!r} of the volume: {reason}") from None
+        raise _no_part(point, error) from None
     try:
-        sources.callback(drop_parts, container.runtime_directory)
-        folder = Path(container.runtime_directory + PARTS)
-        folder.mkdir(mode=0o700, exist_ok=True)
-        place = folder / str(len(os.listdir(folder)))
-        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
-            place.mkdir()
-        else:
-            place.touch()
-        mount(f"/proc/self/fd/{descriptor}", str(place), None, MS_BIND | MS_REC)
+        place = _place(container, descriptor, sources)
+        mount(f"/proc/self/fd/{descriptor}", place, None, MS_BIND | MS_REC)
     finally:
         os.close(descriptor)
+    return place
+
+
+def _image(engine: Engine, container: Container, point: MountPoint, sources: contextlib.ExitStack) -> str:
+    """An image, or a part of it, mounted at a place of the engine's until `sources` is closed."""
+    try:
+        tree = rootfs.image_tree(engine, container, point)
+    except OSError as error:
+        raise _no_part(point, error) from None
+    try:
+        place = _place(container, tree, sources)
+        spot = os.open(place, os.O_PATH | os.O_CLOEXEC)
+        try:
+            move_mount(tree, spot, place)
+        finally:
+            os.close(spot)
+    finally:
+        os.close(tree)
+    return place
+
+
+def _no_part(point: MountPoint, error: OSError) -> EngineError:
+    subpath = point.options.subpath
+    reason = f"cannot access path {subpath}: {(error.strerror or '').lower()}"
+    if error.errno == errno.EXDEV:
+        reason = "path concatenation escapes the base directory"
+    return EngineError(f"subpath {subpath!r} of the {point.type}: {reason}")
+
+
+def _place(container: Container, shown: int, sources: contextlib.ExitStack) -> str:
+    """A new folder, or a file, to mount there what the descriptor shows."""
+    sources.callback(drop_parts, container.runtime_directory)
+    folder = Path(container.runtime_directory + PARTS)
+    folder.mkdir(mode=0o700, exist_ok=True)
+    place = folder / str(len(os.listdir(folder)))
+    if stat.S_ISDIR(os.fstat(shown).st_mode):
+        place.mkdir()
+    else:
+        place.touch()
     return str(place)
 
 
 def drop_parts(runtime_directory: str) -> None:
-    """Unmount the parts of volumes that were bound for a container's start. Idempotent. Removes nothing that is still
-    mounted."""
+    """Unmount the images and parts of volumes that were there for a start of the container. Idempotent. Removes nothing
+    that is still mounted."""
     folder = runtime_directory + PARTS
     with contextlib.suppress(FileNotFoundError):
         for name in os.listdir(folder):
