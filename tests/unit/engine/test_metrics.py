@@ -39,6 +39,7 @@ def test_every_line_is_of_the_format(tmp_path: Path) -> None:
     assert 'engine_daemon_container_actions_seconds_count{action="create"} 2' in lines
     assert {"engine_daemon_health_checks_total 2", "engine_daemon_health_checks_failed_total 1"} <= set(lines)
     assert f'daemon_id="{engine.id}"' in text
+    assert any(re.fullmatch(r"process_network_receive_bytes_total [1-9][0-9.e+]*", line) for line in lines)
     families = [line.split()[2] for line in lines if line.startswith("# TYPE")]
     assert len(families) == len(set(families))
 

@@ -59,12 +59,22 @@ def _actions(actions: dict[str, Durations]) -> Iterator[str]:
         yield f'{name}_count{{action="{action}"}} {count}'
 
 
+def _network() -> tuple[int, int]:
+    """Bytes received and sent by IP (proc_pid_net(5), netstat): lines in pairs, of names and of numbers."""
+    with open("/proc/self/net/netstat") as file:
+        lines = [line.split() for line in file]
+    found = next((pair for pair in zip(lines[::2], lines[1::2], strict=False) if pair[0][0] == "IpExt:"), ([], []))
+    known = dict(zip(*found, strict=False))
+    return int(known.get("InOctets", 0)), int(known.get("OutOctets", 0))
+
+
 def _process() -> Iterator[str]:
     """What Prometheus' clients tell of any process."""
     with open("/proc/self/statm") as file:
         size, resident = (int(pages) * os.sysconf("SC_PAGE_SIZE") for pages in file.read().split()[:2])
     used = resource.getrusage(resource.RUSAGE_SELF)
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    received, sent = _network()
     for name, kind, about, value in (
         (
             "cpu_seconds_total",
@@ -73,6 +83,18 @@ def _process() -> Iterator[str]:
             used.ru_utime + used.ru_stime,
         ),
         ("max_fds", "gauge", "Maximum number of open file descriptors.", limit),
+        (
+            "network_receive_bytes_total",
+            "counter",
+            "Number of bytes received over the network, by all of its network namespace.",
+            received,
+        ),
+        (
+            "network_transmit_bytes_total",
+            "counter",
+            "Number of bytes sent over the network, by all of its network namespace.",
+            sent,
+        ),
         ("open_fds", "gauge", "Number of open file descriptors.", len(os.listdir("/proc/self/fd"))),
         ("resident_memory_bytes", "gauge", "Resident memory size in bytes.", resident),
         ("start_time_seconds", "gauge", "Start time of the process since unix epoch in seconds.", _STARTED),
