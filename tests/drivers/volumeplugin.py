@@ -72,6 +72,8 @@ class VolumePlugin:
             return {"Err": f"{verb} is refused"}
         if verb == "Capabilities":
             return {"Capabilities": {"Scope": self.scope}}
+        if verb == "List":
+            return {"Volumes": [{"Name": each, "Mountpoint": str(self._place(each))} for each in self.options]}
         if verb == "Create":
             self.options[name] = body.get("Opts") or {}
             (self.folder / "kept" / name).mkdir(parents=True)

@@ -89,6 +89,21 @@ def test_a_volume_of_a_plugin(client: list[str], tmp_path: Path) -> None:
     assert not (tmp_path / "shelf/kept/books").exists()
 
 
+def test_a_volume_that_another_engine_has_made(client: list[str], tmp_path: Path) -> None:
+    call(client, "volume", "create", "-d", "teu-shelf", "ours")
+    asked = ["curl", "-sf", "--unix-socket", str(SOCKET), "http://x/VolumeDriver.Create", "-d", '{"Name": "theirs"}']
+    subprocess.run(asked, check=True, capture_output=True, timeout=60)
+    assert call(client, "volume", "ls", "-f", "driver=teu-shelf", "--format", "{{.Name}}").split() == ["ours", "theirs"]
+    shown = json.loads(call(client, "volume", "inspect", "theirs"))[0]
+    assert (shown["Driver"], shown["Scope"], shown["Status"]) == ("teu-shelf", "global", {"colour": "blue"})
+    run = ("run", "--rm", "--network", "none", "-v", "theirs:/x", "busybox", "touch", "/x/file")
+    call(client, *run)
+    assert (tmp_path / "shelf/kept/theirs/file").exists()
+    for name in ("ours", "theirs"):
+        call(client, "volume", "rm", name)
+    assert not (tmp_path / "shelf/kept/theirs").exists()
+
+
 def test_by_the_flag_of_run(client: list[str], tmp_path: Path) -> None:
     flags = ("--network", "none", "--volume-driver", "teu-shelf", "-v", "flagged:/x")
     call(client, "run", "--rm", *flags, "busybox", "touch", "/x/file")

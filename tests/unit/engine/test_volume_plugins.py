@@ -15,12 +15,13 @@ import pytest
 from drivers.volumeplugin import VolumePlugin
 
 from teu.engine.api.messages import Query
-from teu.engine.api.routes.volumes import prune_volumes
+from teu.engine.api.routes.volumes import list_volumes, prune_volumes
 from teu.engine.core import plugins
 from teu.engine.core.database import Database
 from teu.engine.core.errors import Conflict, EngineError, NotFound
 from teu.engine.core.plugins import PluginError
 from teu.engine.volumes.drivers import plugin as driver
+from teu.engine.volumes.drivers import registry
 from teu.engine.volumes.store import Volumes
 
 
@@ -28,6 +29,7 @@ from teu.engine.volumes.store import Volumes
 def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[VolumePlugin]:
     monkeypatch.setattr(plugins, "SOCKETS", str(tmp_path / "sockets"))
     monkeypatch.setattr(plugins, "_known", {})
+    monkeypatch.setattr(registry, "FOLDERS", (str(tmp_path / "sockets"),))
     found = VolumePlugin(tmp_path / "sockets/nas.sock", tmp_path / "nas")
     yield found
     found.close()
@@ -71,6 +73,58 @@ def test_what_the_plugin_has_already_is_taken(tmp_path: Path, plugin: VolumePlug
     volumes.ensure("old", "nas")
     assert len(plugin.of("Create")) == 1
     assert volumes.describe("old")["Driver"] == "nas"
+
+
+def test_what_a_plugin_alone_knows(tmp_path: Path, plugin: VolumePlugin) -> None:
+    """Made by another engine, or by the plugin's own tools: it is shown, used by its name alone, and removed."""
+    for name in ("theirs", "more"):
+        plugin.answer("VolumeDriver.Create", {"Name": name})
+    volumes = store(tmp_path)
+    engine: Any = SimpleNamespace(volumes=volumes)
+
+    def listed(**filters: list[str]) -> list[str]:
+        request: Any = SimpleNamespace(query=Query(f"filters={json.dumps(filters)}" if filters else ""))
+        return [row["Name"] for row in json.loads(bytes(list_volumes(engine, request).body))["Volumes"]]
+
+    assert listed() == listed(dangling=["true"]) == listed(driver=["nas"]) == ["theirs", "more"]
+    assert listed(name=["the"]) == ["theirs"]
+    assert listed(label=["x"]) == listed(driver=["local"]) == listed(dangling=["false"]) == []
+    shown = volumes.inspect("theirs")
+    assert (shown["Driver"], shown["Scope"], shown["Status"]) == ("nas", "global", {"colour": "blue"})
+    assert shown["Mountpoint"] == str(tmp_path / "nas/mounted/theirs")
+    assert volumes.names() == [], "nobody has named it here"
+    assert volumes.ensure("theirs").driver == "nas"
+    assert volumes.names() == ["theirs"] and listed() == ["theirs", "more"]
+    assert volumes.inspect("theirs")["Status"] == {"colour": "blue"}
+    volumes.remove("more")
+    assert list(plugin.options) == ["theirs"]
+    with pytest.raises(NotFound):
+        volumes.inspect("more")
+
+
+def test_who_looks_does_not_wait_long(tmp_path: Path, plugin: VolumePlugin, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not again and again for one that hangs."""
+    volumes, over = store(tmp_path), threading.Event()
+    volumes.ensure("data", "nas")
+    asked: list[str] = []
+
+    def hanging(method: str, _body: Any) -> dict[str, Any]:
+        asked.append(method)
+        over.wait(20)
+        return {}
+
+    monkeypatch.setattr(driver, "LOOK_SECONDS", 0.2)
+    plugin.answer = hanging  # type: ignore[method-assign]
+    rows, (warning,) = volumes.elsewhere()
+    assert rows == [] and "nas: " in warning and "no answer within" in warning
+    assert volumes.ensure("own").driver == "local"
+    assert "Status" not in volumes.inspect("data")
+    assert asked == ["VolumeDriver.List"]
+    over.set()
+
+
+def test_plugins_are_looked_for_where_they_are() -> None:
+    assert (plugins.SOCKETS, *plugins.SPECIFICATIONS) == registry.FOLDERS
 
 
 def test_a_name_is_one_drivers(tmp_path: Path, plugin: VolumePlugin) -> None:

@@ -103,6 +103,25 @@ def find(name: str) -> Place | None:
     return None
 
 
+def names() -> list[str]:
+    """Of the plugins that there are, of whatever kind; they may be away."""
+    found = set()
+    for folder, suffixes in ((SOCKETS, (".sock",)), *((each, (".spec", ".json")) for each in SPECIFICATIONS)):
+        with contextlib.suppress(OSError):
+            for entry in os.listdir(folder):
+                name = next((entry.removesuffix(suffix) for suffix in suffixes if entry.endswith(suffix)), entry)
+                found.update([name] if find_quietly(name) else [])
+    return sorted(found)
+
+
+def find_quietly(name: str) -> Place | None:
+    """`find`, where a specification that is none is nothing."""
+    try:
+        return find(name)
+    except EngineError:
+        return None
+
+
 def _paths(folder: str, name: str, suffix: str) -> tuple[str, str]:
     return f"{folder}/{name}{suffix}", f"{folder}/{name}/{name}{suffix}"
 
@@ -168,17 +187,21 @@ class Plugin:
         self.implements: tuple[str, ...] = ()
         self.capabilities: dict[str, dict[str, Any]] = {}
 
-    def call(self, method: str, body: dict[str, Any] | None = None, patient: bool = True) -> dict[str, Any]:
-        """Ask: the answer's members. `patient`: wait for one that does not listen. Raises PluginError."""
+    def call(
+        self, method: str, body: dict[str, Any] | None = None, patient: bool = True, seconds: float = 0.0
+    ) -> dict[str, Any]:
+        """Ask: the answer's members. `patient`: wait for one that does not listen; `seconds`: for its answer, or
+        ANSWER_SECONDS. Raises PluginError."""
+        limit = seconds or ANSWER_SECONDS
         sent = b"" if body is None else json.dumps(body).encode() + b"\n"
         began = time.monotonic()
         pause = 1.0
         while True:
             try:
-                answer = self._ask(method, sent)
+                answer = self._ask(method, sent, limit)
                 break
             except (OSError, http.client.HTTPException) as error:
-                told = self._told(method, error)
+                told = self._told(method, error, limit)
                 waited = time.monotonic() - began
                 if isinstance(error, TimeoutError) or not patient or waited + pause >= WAIT_SECONDS:
                     raise PluginError(told, silent=True) from error
@@ -200,21 +223,21 @@ class Plugin:
                 stack.callback(_end, connection.sock)  # also under a thread that waits for more
                 answer = connection.getresponse()
             except (OSError, http.client.HTTPException) as error:
-                raise PluginError(self._told(method, error)) from error
+                raise PluginError(self._told(method, error, ANSWER_SECONDS)) from error
             if answer.status != 200:
                 raise PluginError(f"{method}: {answer.read(LONGEST_ANSWER).decode(errors='replace')}")
             yield answer
 
-    def _told(self, method: str, error: Exception) -> str:
+    def _told(self, method: str, error: Exception, limit: float) -> str:
         what = f'Post "http://{HOST if self.place.scheme == "unix" else self.place.address}/{method}": '
         if isinstance(error, TimeoutError):
-            return f"{what}no answer within {ANSWER_SECONDS:.0f} s"
+            return f"{what}no answer within {limit:.0f} s"
         if isinstance(error, OSError) and self.place.scheme == "unix":
             return f"{what}dial unix {self.place.address}: {(error.strerror or str(error)).lower()}"
         return f"{what}{str(error) or type(error).__name__}"
 
-    def _ask(self, method: str, sent: bytes) -> dict[str, Any]:
-        with contextlib.closing(_Connection(self.place, ANSWER_SECONDS)) as connection:
+    def _ask(self, method: str, sent: bytes, limit: float) -> dict[str, Any]:
+        with contextlib.closing(_Connection(self.place, limit)) as connection:
             connection.request("POST", f"/{method}", sent, {"Accept": KIND})
             answer = connection.getresponse()
             text = answer.read(LONGEST_ANSWER + 1)
@@ -238,9 +261,9 @@ _known: dict[str, Plugin] = {}
 _lock = threading.Lock()
 
 
-def get(name: str, kind: str) -> Plugin:
-    """The plugin of that name, which implements a kind: NETWORKS, ADDRESSES, LOGS or VOLUMES. Raises NotFound,
-    PluginError."""
+def get(name: str, kind: str, patient: bool = True, seconds: float = 0.0) -> Plugin:
+    """The plugin of that name, which implements a kind: NETWORKS, ADDRESSES, LOGS or VOLUMES. One that was not asked
+    before is asked as `call` does. Raises NotFound, PluginError."""
     place = find(name)
     if place is None:
         raise NotFound(f'plugin "{name}" not found')
@@ -249,7 +272,7 @@ def get(name: str, kind: str) -> Plugin:
     if plugin is None or plugin.place != place:
         plugin = Plugin(name, place)
         try:
-            said = member(plugin.call("Plugin.Activate"), "Implements")
+            said = member(plugin.call("Plugin.Activate", patient=patient, seconds=seconds), "Implements")
             plugin.implements = tuple(map(str, said)) if isinstance(said, list) else ()
         except PluginError as error:
             raise PluginError(f"legacy plugin: {error}", silent=error.silent) from error

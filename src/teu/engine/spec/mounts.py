@@ -192,7 +192,7 @@ def _of_the_engine(engine: Engine, point: MountPoint, propagation: str) -> Mount
 
 
 def host_driver(container: Container) -> str:
-    return container.host_config.volume_driver or "local"
+    return container.host_config.volume_driver
 
 
 def _bad(kind: str, text: str) -> BadRequest:
@@ -263,7 +263,7 @@ def _from_volume_mount(engine: Engine, container: Container, entry: Mount, desti
     _check_subpath("volume", subpath)
     driver = options.driver_config or DriverConfig()
     volume = engine.volumes.ensure(
-        source or None, driver.name or "local", driver.options or {}, options.labels or {}, container.id
+        source or None, driver.name or "", driver.options or {}, options.labels or {}, container.id
     )
     how = MountOptions(copy_image=not options.no_copy, anonymous=not source, subpath=subpath)
     return _volume(volume, destination, "z", not entry.read_only, how)

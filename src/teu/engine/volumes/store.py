@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from teu.engine.core.database import Database
     from teu.engine.core.events import Events
     from teu.engine.volumes.drivers.driver import Driver
+    from teu.engine.volumes.drivers.plugin import Remote, Seen
     from teu.oci.jsontext import Json
 
 log = logging.getLogger("teu.engine")
@@ -194,18 +195,22 @@ class Volumes:
     def ensure(
         self,
         name: str | None,
-        driver: str = registry.DEFAULT,
+        driver: str = "",
         options: dict[str, str] | None = None,
         labels: dict[str, str] | None = None,
         container_id: str = "",
     ) -> Volume:
-        """The volume of this name, made if it is not there; a new anonymous one for None."""
+        """The volume of this name, made if it is not there; a new anonymous one for None. Who names no driver gets the
+        one that has it, also where that is a plugin that nobody has told of it here."""
         labels = dict(labels or {})
         if not name:
             name = uuid.uuid4().hex + uuid.uuid4().hex
             labels[ANONYMOUS_LABEL] = ""
-        driver = driver or registry.DEFAULT
+            driver = driver or registry.DEFAULT
         check_name(name)
+        if not driver and self._row(name) is None and (found := self._elsewhere(name)) is not None:
+            driver = found[0].name
+        driver = driver or registry.DEFAULT
         try:
             options = self._drivers[driver].check(options or {})
         except NotFound as error:
@@ -328,6 +333,43 @@ class Volumes:
         """The volumes that there are; those whose removal was begun are not."""
         return [name for name, record in self._records() if not record.removing]
 
+    def _elsewhere(self, name: str) -> tuple[Remote, Seen] | None:
+        """Which plugin has a volume of that name, which is none of ours, and what it says of it."""
+        for plugin in self._drivers.plugins():
+            if seen := plugin.seen(name):
+                return plugin, seen
+        return None
+
+    def elsewhere(self) -> tuple[list[dict[str, Json]], list[str]]:
+        """The volumes that plugins have and nobody has named here, in the API's form; and what went wrong."""
+        rows, warnings = [], []
+        ours = {name for name, _ in self._records()}
+        for plugin in self._drivers.plugins():
+            try:
+                found = plugin.names()
+            except EngineError as error:
+                warnings.append(f"{plugin.name}: {error}")
+                continue
+            rows += [_foreign(plugin, name, path) for name, path in found.items() if name not in ours]
+            ours.update(found)
+        return rows, warnings
+
+    def inspect(self, name: str) -> dict[str, Json]:
+        """`describe`, with what a plugin says of a volume now; also of one that nobody has named here. Raises
+        NotFound."""
+        record = self._record(name)
+        if record is None:
+            if (other := self._elsewhere(name)) is None:
+                raise NotFound(f"get {name}: no such volume")
+            plugin, seen = other
+            return {**_foreign(plugin, name, seen.mountpoint), **({"Status": seen.status} if seen.status else {})}
+        result = self.describe(name)
+        if "Status" not in result and _driver_name(record) not in registry.DRIVERS:
+            told = self._drivers.plugin(_driver_name(record)).seen(name)
+            if told and told.status:
+                result["Status"] = told.status
+        return result
+
     def describe(self, name: str) -> dict[str, Json]:
         """The API's form of a volume. Raises NotFound."""
         record = self._record(name)
@@ -347,6 +389,9 @@ class Volumes:
     def remove(self, name: str, force: bool = False) -> None:
         """DELETE /volumes/{name}. Raises NotFound (unless forced), Conflict. Forced, a volume of a plugin that is
         gone, or does not let go of it, is forgotten."""
+        if self._row(name) is None and (other := self._elsewhere(name)) is not None:
+            self._remove_foreign(name, other[0])
+            return
         with self._alone(name):
             record = self._record(name)
             if record is None:
@@ -364,6 +409,14 @@ class Volumes:
                 log.warning("volume %s is forgotten, and may be there still: %s", name, error)
                 self._forget(name)
                 self._event("destroy", name, _driver_name(record))
+
+    def _remove_foreign(self, name: str, plugin: Remote) -> None:
+        with self._alone(name):
+            try:
+                plugin.remove(name)
+            except OSError as error:
+                raise Conflict(f"remove {name}: {error.strerror}: {error.filename or ''}") from error
+        self._event("destroy", name, plugin.name)
 
     def _remove(self, name: str, record: VolumeRecord) -> None:
         """Raises Conflict where something cannot be removed: then it is still a volume."""
@@ -412,6 +465,18 @@ class Volumes:
 
     def _event(self, action: str, name: str, driver: str, **more: str) -> None:
         self._events.publish("volume", action, name, {"driver": driver, **more})
+
+
+def _foreign(plugin: Remote, name: str, path: str) -> dict[str, Json]:
+    return {
+        "CreatedAt": "",
+        "Driver": plugin.name,
+        "Labels": None,
+        "Mountpoint": path,
+        "Name": name,
+        "Options": None,
+        "Scope": plugin.scope_of_all(),
+    }
 
 
 def _driver_name(record: VolumeRecord | None) -> str:

@@ -15,6 +15,7 @@ from teu.engine.volumes.store import ANONYMOUS_LABEL, size
 
 if TYPE_CHECKING:
     from teu.engine.engine import Engine
+    from teu.oci.jsontext import Json
 
 FILTERS = {"dangling", "driver", "label", "label!", "name"}
 
@@ -36,7 +37,18 @@ def list_volumes(engine: Engine, request: Request) -> Response:
             continue
         if _labelled(engine, name, filters):
             rows.append(engine.volumes.describe(name))
-    return json_response({"Volumes": rows, "Warnings": None})
+    others, warnings = engine.volumes.elsewhere() if dangling is not False else ([], [])
+    rows += [row for row in others if _chosen(row, filters)]
+    return json_response({"Volumes": rows, "Warnings": warnings or None})
+
+
+def _chosen(row: dict[str, Json], filters: dict[str, list[str]]) -> bool:
+    """Whether the filters take a volume of a plugin's that nobody has named here: it has no labels, and no users."""
+    if filters.get("driver") and row["Driver"] not in filters["driver"]:
+        return False
+    if filters.get("name") and not any(text in str(row["Name"]) for text in filters["name"]):
+        return False
+    return labels_match({}, filters.get("label", []))
 
 
 def _labelled(engine: Engine, name: str, filters: dict[str, list[str]]) -> bool:
@@ -83,7 +95,7 @@ def prune_volumes(engine: Engine, request: Request) -> Response:
 
 @route("GET", "/volumes/{name}")
 def inspect_volume(engine: Engine, request: Request, name: str) -> Response:
-    return json_response(engine.volumes.describe(name))
+    return json_response(engine.volumes.inspect(name))
 
 
 @route("DELETE", "/volumes/{name}")

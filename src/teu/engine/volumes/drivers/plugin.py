@@ -12,7 +12,8 @@ host makes volumes and says where the host sees their files (core/plugins.py fin
 A mount that is in doubt, since the engine was killed, or the plugin went, is asked for again with the same id: at the
 place of a volume that is not mounted would be a folder of the host's.
 
-What a volume is called, and where it is, is told without asking the plugin, which may be away.
+What a volume is called, and where it is, is told without asking the plugin, which may be away. Who looks for volumes
+that plugins alone know of, or for what one says of a volume, waits for LOOK_SECONDS at most, and not again soon.
 """
 
 from __future__ import annotations
@@ -21,15 +22,28 @@ import contextlib
 import errno
 import json
 import os
+import time
 import uuid
-from typing import Any
+from typing import Any, NamedTuple
 
 from teu.engine.core import plugins
 from teu.engine.core.errors import EngineError
-from teu.engine.core.plugins import VOLUMES, PluginError, section, words
+from teu.engine.core.plugins import VOLUMES, PluginError, member, section, words
 
 FOLDER = ".plugins"
+SCOPES = ("local", "global")
 _BOOT_ID = "/proc/sys/kernel/random/boot_id"
+
+
+LOOK_SECONDS = 5.0
+SILENT_SECONDS = 60.0  # so long one that did not answer is left alone by those who only look
+
+
+class Seen(NamedTuple):
+    """What a plugin says of a volume. `status`: whatever it likes."""
+
+    mountpoint: str
+    status: dict[str, Any]
 
 
 class Remote:
@@ -38,10 +52,45 @@ class Remote:
     def __init__(self, root: str, name: str) -> None:
         self.name = name
         self._folder = f"{root}/{FOLDER}"
+        self._silent_until = 0.0
 
     def _call(self, method: str, body: dict[str, Any]) -> dict[str, Any]:
         """Raises NotFound where there is no such plugin, PluginError where it refuses."""
-        return plugins.get(self.name, VOLUMES).call(f"{VOLUMES}.{method}", body)
+        answer = plugins.get(self.name, VOLUMES).call(f"{VOLUMES}.{method}", body)
+        self._silent_until = 0.0
+        return answer
+
+    def _look(self, method: str, body: dict[str, Any]) -> dict[str, Any]:
+        """Ask one that need not be there. Raises EngineError."""
+        if time.monotonic() < self._silent_until:
+            raise PluginError(f"the plugin {self.name} has not answered before", silent=True)
+        try:
+            plugin = plugins.get(self.name, VOLUMES, patient=False, seconds=LOOK_SECONDS)
+            return plugin.call(f"{VOLUMES}.{method}", body, patient=False, seconds=LOOK_SECONDS)
+        except PluginError as error:
+            if error.silent:
+                self._silent_until = time.monotonic() + SILENT_SECONDS
+            raise
+
+    def seen(self, name: str) -> Seen | None:
+        """What the plugin says now of a volume; None where it has none, or says nothing."""
+        try:
+            found = section(self._look("Get", {"Name": name}), "Volume")
+            return Seen(words(found, "Mountpoint"), section(found, "Status"))
+        except EngineError:
+            return None
+
+    def names(self) -> dict[str, str]:
+        """The volumes that it has, with their places. Raises EngineError where it does not say; nothing where it is no
+        plugin for volumes."""
+        try:
+            rows = member(self._look("List", {}), "Volumes")
+        except PluginError:
+            raise
+        except EngineError:
+            return {}
+        found = [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
+        return {name: words(row, "Mountpoint") for row in found if (name := words(row, "Name"))}
 
     def check(self, options: dict[str, str]) -> dict[str, str]:
         plugins.get(self.name, VOLUMES)
@@ -79,7 +128,15 @@ class Remote:
             if error.silent:
                 raise
             found = ""  # the method is newer than the protocol
-        return found if found in ("local", "global") else "local"
+        return found if found in SCOPES else "local"
+
+    def scope_of_all(self) -> str:
+        """Of any volume of the plugin's; local where it does not say."""
+        try:
+            found = words(section(self._look("Capabilities", {}), "Capabilities"), "Scope")
+        except EngineError:
+            return "local"
+        return found if found in SCOPES else "local"
 
     def scope(self, name: str) -> str:
         return str(self._read(name).get("Scope", "local"))
