@@ -106,8 +106,12 @@ def with_credentials(data: list[str]) -> list[str]:
     if place < 0:
         return data
     found = {}
-    with open(path, encoding="utf-8") as file:
-        lines = file.read().splitlines()
+    try:
+        with open(path, encoding="utf-8", errors="surrogateescape") as file:
+            lines = file.read().splitlines()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "it is no path"
+        raise OSError(errno.EACCES, f"the credentials in {path} cannot be read: {reason}") from None
     for line in lines:
         name, equals, value = line.strip().partition("=")
         if equals and (key := _CREDENTIALS.get(name.strip().lower())):
