@@ -72,6 +72,22 @@ def test_a_password_is_not_told(dockerd: list[str]) -> None:
     assert "hunter2" not in journal
 
 
+def test_what_others_have_is_not_counted_and_not_pruned(dockerd: list[str]) -> None:
+    """Volumes with options, of which the engine has but the name."""
+    flags = ("--opt", "type=tmpfs", "--opt", "device=tmpfs", "--opt", "o=size=1m")
+    shown = []
+    for client in (TEUD, dockerd):
+        for more in (("own",), (*flags, "far")):
+            subprocess.run([*client, "volume", "create", *more], check=True, capture_output=True, timeout=60)
+        listed = ["system", "df", "-v", "--format", "{{range .Volumes}}{{.Name}} {{end}}"]
+        counted = subprocess.run([*client, *listed], check=True, capture_output=True, text=True, timeout=60).stdout
+        subprocess.run([*client, "volume", "prune", "-a", "-f"], check=True, capture_output=True, timeout=60)
+        left = subprocess.run([*client, "volume", "ls", "-q"], check=True, capture_output=True, text=True, timeout=60)
+        subprocess.run([*client, "volume", "rm", "far"], check=True, capture_output=True, timeout=60)
+        shown.append((counted.split(), left.stdout.split()))
+    assert shown == [(["own"], ["far"])] * 2
+
+
 @pytest.fixture
 def export() -> Iterator[Path]:
     """A folder that this host's NFS server gives to itself."""

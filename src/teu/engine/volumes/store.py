@@ -247,7 +247,7 @@ class Volumes:
         return path
 
     def has_options(self, name: str) -> bool:
-        """Whether it is what something else shows while it is mounted."""
+        """Whether it shows what something else has, while it is mounted."""
         record = self._record(name)
         return record is not None and self._driver(record).has_to_be_mounted(record.options)
 
@@ -454,9 +454,12 @@ class Volumes:
         return dict(record.labels) if record else {}
 
     def usage(self) -> list[dict[str, Json]]:
-        """For /system/df: with sizes and reference counts."""
+        """For /system/df: with sizes and reference counts. What others have, behind options or a plugin, takes no
+        room here, and may not answer who counts: as with docker it is left out."""
         result = []
         for name in self.names():
+            if self.has_options(name):
+                continue
             with contextlib.suppress(NotFound):
                 row = self.describe(name)
                 row["UsageData"] = {"Size": size(self.mountpoint(name)), "RefCount": len(self.users(name))}

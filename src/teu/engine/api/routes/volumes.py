@@ -67,8 +67,8 @@ def create_volume(engine: Engine, request: Request) -> Response:
 
 @route("POST", "/volumes/prune")
 def prune_volumes(engine: Engine, request: Request) -> Response:
-    """Before API 1.42 all unused volumes, since then the anonymous ones unless all=true is asked for. What plugins have
-    is never pruned, as with docker: it may be others' as well."""
+    """Before API 1.42 all unused volumes, since then the anonymous ones unless all=true is asked for. What others have,
+    behind options or a plugin, is never pruned, as with docker."""
     filters = request.query.filters()
     for name in filters:
         if name not in ("all", "label", "label!"):
@@ -78,7 +78,7 @@ def prune_volumes(engine: Engine, request: Request) -> Response:
     for name in engine.volumes.names():
         if not every and ANONYMOUS_LABEL not in engine.volumes.labels(name):
             continue
-        if engine.volumes.driver(name) != DEFAULT:
+        if engine.volumes.driver(name) != DEFAULT or engine.volumes.has_options(name):
             continue
         if not _labelled(engine, name, filters) or engine.volumes.users(name):
             continue
