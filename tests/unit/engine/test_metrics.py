@@ -28,6 +28,7 @@ def test_every_line_is_of_the_format(tmp_path: Path) -> None:
     engine.figures.took("create", 99)
     engine.figures.checked(True)
     engine.figures.checked(False)
+    engine.figures.check_started(0.3)
     text = page(engine)
     lines = text.splitlines()
     for line in lines:
@@ -37,6 +38,8 @@ def test_every_line_is_of_the_format(tmp_path: Path) -> None:
     assert 'engine_daemon_container_actions_seconds_bucket{action="create",le="0.025"} 1' in lines
     assert 'engine_daemon_container_actions_seconds_bucket{action="create",le="+Inf"} 2' in lines
     assert 'engine_daemon_container_actions_seconds_count{action="create"} 2' in lines
+    assert 'engine_daemon_health_check_start_duration_seconds_bucket{le="0.5"} 1' in lines
+    assert "engine_daemon_health_check_start_duration_seconds_sum 0.3" in lines
     assert {"engine_daemon_health_checks_total 2", "engine_daemon_health_checks_failed_total 1"} <= set(lines)
     assert f'daemon_id="{engine.id}"' in text
     assert any(re.fullmatch(r"process_network_receive_bytes_total [1-9][0-9.e+]*", line) for line in lines)

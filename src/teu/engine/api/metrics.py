@@ -46,17 +46,18 @@ def _family(name: str, kind: str, about: str, rows: Iterable[tuple[dict[str, str
         yield f"{name}{{{told}}} {value:.15g}" if told else f"{name} {value:.15g}"
 
 
-def _actions(actions: dict[str, Durations]) -> Iterator[str]:
-    name = "engine_daemon_container_actions_seconds"
-    yield f"# HELP {name} The number of seconds it takes to process each container action"
+def _histogram(name: str, about: str, rows: dict[str, Durations]) -> Iterator[str]:
+    """Of each action; the empty one is all that there is."""
+    yield f"# HELP {name} {about}"
     yield f"# TYPE {name} histogram"
-    for action, durations in sorted(actions.items()):
-        count = 0
+    for action, durations in sorted(rows.items()):
+        label = f'action="{action}"' if action else ""
+        told, count = f"{{{label}}}" if label else "", 0
         for limit, number in zip((*(f"{each:g}" for each in SECONDS), "+Inf"), durations.counts, strict=True):
             count += number
-            yield f'{name}_bucket{{action="{action}",le="{limit}"}} {count}'
-        yield f'{name}_sum{{action="{action}"}} {durations.seconds:.9g}'
-        yield f'{name}_count{{action="{action}"}} {count}'
+            yield f'{name}_bucket{{{label}{"," if label else ""}le="{limit}"}} {count}'
+        yield f"{name}_sum{told} {durations.seconds:.9g}"
+        yield f"{name}_count{told} {count}"
 
 
 def _network() -> tuple[int, int]:
@@ -121,7 +122,16 @@ def page(engine: Engine) -> str:
     figures = engine.figures
     rows = [({"state": state}, float(states[state])) for state in ("paused", "running", "stopped")]
     lines = [
-        *_actions(figures.actions()),
+        *_histogram(
+            "engine_daemon_container_actions_seconds",
+            "The number of seconds it takes to process each container action",
+            figures.actions(),
+        ),
+        *_histogram(
+            "engine_daemon_health_check_start_duration_seconds",
+            "The number of seconds from a health check's turn until its program runs",
+            {"": figures.check_starts()},
+        ),
         *_family(
             "engine_daemon_container_states_containers", "gauge", "The count of containers in various states", rows
         ),

@@ -26,6 +26,8 @@ class Figures:
         self._lock = threading.Lock()
         self._counts: dict[str, list[int]] = {}
         self._seconds: dict[str, float] = {}
+        self._starts = [0] * (len(SECONDS) + 1)
+        self._starts_seconds = 0.0
         self.health_checks = 0
         self.health_failures = 0
 
@@ -34,6 +36,17 @@ class Figures:
         with self._lock:
             self._counts.setdefault(action, [0] * (len(SECONDS) + 1))[bisect.bisect_left(SECONDS, seconds)] += 1
             self._seconds[action] = self._seconds.get(action, 0.0) + seconds
+
+    def check_started(self, seconds: float) -> None:
+        """The program of a health check runs, so long after it was wanted."""
+        with self._lock:
+            self._starts[bisect.bisect_left(SECONDS, seconds)] += 1
+            self._starts_seconds += seconds
+
+    def check_starts(self) -> Durations:
+        """Of all health checks."""
+        with self._lock:
+            return Durations(tuple(self._starts), self._starts_seconds)
 
     def checked(self, well: bool) -> None:
         """A container's health has been looked at."""

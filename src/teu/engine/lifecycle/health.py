@@ -173,7 +173,9 @@ class _Checks:
         execution.hub.followers.append(listen)
         try:
             try:
+                began = time.monotonic()
                 execution.start()
+                self.engine.figures.check_started(time.monotonic() - began)
             except EngineError as error:
                 execution.give_up()
                 return execution.exit_code or 126, str(error)
