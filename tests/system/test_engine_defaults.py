@@ -104,6 +104,8 @@ def shown(client: list[str], *flags: str) -> tuple[list[str], bool, dict[str, An
     host = json.loads(call(*client, "inspect", "-f", "{{json .HostConfig}}", "shown"))
     call(*client, "rm", "shown")
     keys = ("ShmSize", "IpcMode", "CgroupnsMode", "Ulimits", "SecurityOpt", "Dns")
+    # Of dockerd's, also where there is no SELinux.
+    host["SecurityOpt"] = [option for option in host["SecurityOpt"] or () if option != "label=disable"]
     return lines, namespace == os.readlink("/proc/1/ns/cgroup"), {key: host[key] for key in keys}
 
 

@@ -22,20 +22,22 @@ pytestmark = pytest.mark.needs("docker", "dockerd", "trixie", "fast")
 DROP_IN = Path("/etc/teu/teud.yaml.d/engine-runtimes.yaml")
 TEUD = ["docker", "--config", "/run/no-such-configuration", "-H", "unix:///run/teu/teud.sock"]
 WITNESS = Path("/run/teu-test-runtime")
+# dockerd puts arguments into a script as they are, and the shell there reads them; teud's are the program's as given.
+ARGUMENTS = {"teud": ["--it's", "a b"], "dockerd": ["--first", "second"]}
 # dockerd wants a cgroup of crun that crun makes only where there are controllers; runc is content without.
 PROGRAMS = {"teud": "crun", "dockerd": "runc"}
 
 
 @contextlib.contextmanager
-def runtimes(program: str) -> Iterator[dict[str, Any]]:
+def runtimes(daemon: str) -> Iterator[dict[str, Any]]:
     """In daemon.json's three forms; one of them writes down with what it was called."""
-    path = shutil.which(program) or ""
+    path = shutil.which(PROGRAMS[daemon]) or ""
     images.need_busybox()
     WITNESS.write_text(f'#!/bin/sh\nprintf "%s\\n" "$1" "$2" >>{WITNESS}.said\nshift 2\nexec {path} "$@"\n')
     WITNESS.chmod(0o755)
     yield {
         "other": {"path": path},
-        "told": {"path": str(WITNESS), "runtimeArgs": ["--it's", "a b"]},
+        "told": {"path": str(WITNESS), "runtimeArgs": ARGUMENTS[daemon]},
         "shimmed": {"runtimeType": "io.containerd.runc.v2", "options": {"BinaryName": path}},
     }
     for each in (WITNESS, Path(f"{WITNESS}.said")):
@@ -45,7 +47,7 @@ def runtimes(program: str) -> Iterator[dict[str, Any]]:
 @pytest.fixture(scope="module", params=list(PROGRAMS))
 def client(request: pytest.FixtureRequest) -> Iterator[list[str]]:
     with contextlib.ExitStack() as stack:
-        named = stack.enter_context(runtimes(PROGRAMS[request.param]))
+        named = stack.enter_context(runtimes(request.param))
         if request.param == "dockerd":
             daemon = stack.enter_context(peers.dockerd(config={"runtimes": named}))
             daemon.load_busybox()
@@ -59,6 +61,10 @@ def client(request: pytest.FixtureRequest) -> Iterator[list[str]]:
         whole.remove_everything()
         DROP_IN.unlink()
         whole.call("systemctl", "restart", "teud")
+
+
+def name_of(client: list[str]) -> str:
+    return "teud" if client is TEUD else "dockerd"
 
 
 def call(client: list[str], *argv: str, code: int = 0) -> str:
@@ -94,13 +100,13 @@ def test_it_gets_its_arguments_first(client: list[str]) -> None:
     said.unlink(missing_ok=True)
     call(client, "run", "--rm", "--network", "none", "--runtime", "told", "busybox", "true")
     lines = said.read_text().splitlines()
-    assert lines and lines == ["--it's", "a b"] * (len(lines) // 2)
+    assert lines and lines == ARGUMENTS[name_of(client)] * (len(lines) // 2)
 
 
 def test_info_names_them_and_nobody_else_is_taken(client: list[str]) -> None:
     found = json.loads(call(client, "info", "-f", "{{json .Runtimes}}"))
-    assert found["other"]["path"] == shutil.which(PROGRAMS["teud" if client is TEUD else "dockerd"])
-    assert found["told"]["runtimeArgs"] == ["--it's", "a b"]
+    assert found["other"]["path"] == shutil.which(PROGRAMS[name_of(client)])
+    assert found["told"]["runtimeArgs"] == ARGUMENTS[name_of(client)]
     said = call(client, "create", "--runtime", "nobody", "busybox", code=1)
     assert "unknown or invalid runtime name: nobody" in said
 

@@ -49,7 +49,7 @@ def box(*argv: str, mount: str = SHOW) -> str:
 
 def refused(mount: str) -> str:
     done = teu("run", "--rm", "--network", "none", "--mount", mount, whole.IMAGE, "true", check=False)
-    assert done.returncode == 125, done
+    assert done.returncode in (125, 127), done  # the latter where something is not there, as docker's client has it
     return done.stderr
 
 
@@ -67,7 +67,7 @@ def test_an_image_is_there_to_be_read() -> None:
         "Destination": "/shown",
         "Mode": "",
         "RW": False,
-        "Propagation": "",
+        "Propagation": "rprivate",
     }
 
 

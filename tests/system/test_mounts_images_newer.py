@@ -55,7 +55,7 @@ def clients() -> Iterator[list[list[str]]]:
 @pytest.mark.parametrize(
     ("mount", "command"),
     [
-        (SHOW, "cat /shown/deep/er/file; ls /shown"),
+        (SHOW, "cat /shown/deep/er/file; ls /shown/deep"),
         (SHOW, "touch /shown/new"),
         (f"{SHOW},readonly", "touch /shown/new"),
         (f"{SHOW},image-subpath=deep/er", "ls /shown"),

@@ -288,6 +288,7 @@ def _from_image_mount(engine: Engine, _container: Container, entry: Mount, desti
         source=image.id,
         destination=destination,
         rw=False,
+        propagation="rprivate",
         options=MountOptions(subpath=subpath, chain=image.chain_id),
     )
 
