@@ -98,9 +98,12 @@ INDEX = {
     "system prune": ("prune", "Remove all unused data"),
     "system validate": ("declared.validate", "Check declared containers, and show which units they are"),
     "volume create": ("volumes", "Create a volume"),
+    "volume export": ("volumes", "Write what is in a volume as a tar archive"),
+    "volume import": ("volumes", "Put what is in a tar archive into a volume"),
     "volume inspect": ("inspect", "Show all that is known of volumes"),
     "volume ls": ("volumes", "List volumes"),
     "volume prune": ("prune", "Remove unused volumes"),
+    "volume rename": ("volumes", "Give a volume another name"),
     "volume rm": ("volumes", "Remove volumes"),
     "compose-units": (
         "declared.projects",

@@ -71,6 +71,8 @@ def operands(cli: Cli, full: str, count: int) -> list[str]:
         return network_names(cli)
     if full in ("volume inspect", "volume rm"):
         return volume_names(cli)
+    if full in ("volume export", "volume import", "volume rename"):
+        return volume_names(cli) if count == 0 else []
     if full in ("context export", "context inspect", "context rm", "context update", "context use"):
         return context_names(cli) if count == 0 or full in ("context inspect", "context rm") else []
     if full == "inspect":

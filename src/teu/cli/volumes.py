@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Volumes: ls, create, rm."""
+"""Volumes: ls, create, rm, and what teud alone has: rename, export, import."""
 
 from __future__ import annotations
 
-from teu.cli import table
+import os
+
+from teu.cli import archives, table
 from teu.cli.command import Cli, Command
 from teu.cli.errors import APIError, CommandError
 from teu.cli.networks import natural_key
@@ -107,6 +109,29 @@ def remove(cli: Cli, options: Options, operands: list[str]) -> int:
     return 0
 
 
+def rename(cli: Cli, options: Options, operands: list[str]) -> int:
+    old, new = operands
+    cli.client.call("POST", f"/volumes/{old}/rename", {"name": new})
+    return 0
+
+
+def export(cli: Cli, options: Options, operands: list[str]) -> int:
+    archives.refuse_terminal(options["output"], "write the archive")
+    archives.write_output(cli.client.open("GET", f"/volumes/{operands[0]}/archive"), options["output"])
+    return 0
+
+
+def import_volume(cli: Cli, options: Options, operands: list[str]) -> int:
+    source = operands[1] if len(operands) > 1 else "-"
+    if source == "-" and os.isatty(0):
+        raise CommandError("an archive is read from standard input, which is a terminal: name a file, or redirect")
+    file = 0 if source == "-" else archives.open_input(source)
+    cli.client.open(
+        "PUT", f"/volumes/{operands[0]}/archive", None, archives.read_file(file), headers=archives.TAR
+    ).read()
+    return 0
+
+
 COMMANDS = {
     "volume ls": Command(
         list_volumes,
@@ -142,6 +167,9 @@ COMMANDS = {
 -o --opt     map     Set an option of the driver, KEY=VALUE
 """,
     ),
+    "volume rename": Command(rename, "VOLUME NEW_NAME", 2, 2),
+    "volume export": Command(export, "[OPTIONS] VOLUME", 1, 1, "-o --output  string  Write to this file"),
+    "volume import": Command(import_volume, "VOLUME [FILE|-]", 1, 2),
     "volume rm": Command(
         remove, "[OPTIONS] VOLUME [VOLUME...]", 1, None, "-f --force  bool  An unknown volume is no failure"
     ),

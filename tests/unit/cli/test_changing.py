@@ -144,6 +144,9 @@ def test_a_volume(daemon: Any, teu: Callable[..., Any]) -> None:
     assert teu("volume", "create", "-o", "type=tmpfs", "--label", "a", "v").out == "v\n"
     assert daemon.last.body == {"Name": "v", "Driver": "local", "DriverOpts": {"type": "tmpfs"}, "Labels": {"a": ""}}
     assert "either specify --name" in teu("volume", "create", "--name", "x", "v").err
+    daemon.on("POST", "/volumes/v/rename")
+    assert teu("volume", "rename", "v", "w").code == 0
+    assert daemon.last.query == {"name": "w"}
     daemon.on("DELETE", "/volumes/v")
     assert teu("volume", "rm", "-f", "v", "w") == (1, "v\n", "Error response from daemon: no such thing: /volumes/w\n")
     assert daemon.requests[-3].query == {"force": "1"} or daemon.requests[-2].query == {"force": "1"}

@@ -192,6 +192,16 @@ def test_ends_that_mean_something_stay(path: str, cleaned: str) -> None:
 # Images ----------------------------------------------------------------------------------------------------
 
 
+def test_volumes_go_out_and_in(daemon: Any, teu: Callable[..., Any], tmp_path: Path) -> None:
+    daemon.on("GET", "/volumes/v/archive", Raw(b"files"))
+    daemon.on("PUT", "/volumes/v/archive", 200)
+    assert teu("volume", "export", "-o", str(tmp_path / "v.tar"), "v").code == 0
+    assert (tmp_path / "v.tar").read_bytes() == b"files"
+    assert teu("volume", "import", "v", str(tmp_path / "v.tar")).code == 0
+    assert daemon.last.body == b"files"
+    assert "no such file" in teu("volume", "import", "v", str(tmp_path / "none")).err
+
+
 def test_save_and_export_appear_whole(daemon: Any, teu: Callable[..., Any], tmp_path: Path) -> None:
     daemon.on("GET", "/images/get", Raw(b"archive"))
     daemon.on("GET", "/containers/c/export", Raw(b"files"))

@@ -15,9 +15,10 @@ from drivers.volumeplugin import VolumePlugin
 from teu.engine.containers.state import MountPoint
 from teu.engine.core import plugins
 from teu.engine.core.database import Database
-from teu.engine.core.errors import BadRequest, Conflict, NotFound
+from teu.engine.core.errors import BadRequest, Conflict, EngineError, NotFound
+from teu.engine.volumes.drivers.local import Local
 from teu.engine.volumes.records import VolumeRecord
-from teu.engine.volumes.store import Volumes
+from teu.engine.volumes.store import ANONYMOUS_LABEL, Volumes
 
 
 @pytest.fixture
@@ -156,3 +157,56 @@ def test_what_every_driver_does(
         assert not any(plugin.mounts.values()), "each Mount has its Unmount"
     finally:
         plugin.close()
+
+
+def test_another_name(engine: Any) -> None:
+    volume = engine.volumes.ensure(None)
+    Path(volume.mountpoint, "file").write_text("x")
+    engine.volumes.rename(volume.name, "named")
+    assert engine.volumes.names() == ["named"]
+    assert Path(engine.volumes.mountpoint("named"), "file").read_text() == "x"
+    assert ANONYMOUS_LABEL not in engine.volumes.labels("named")
+    engine.volumes.ensure("other")
+    for old, new, says in (
+        ("named", "other", "there is a volume other already"),
+        ("named", "named", "that is its name"),
+        ("nobody", "new", "no such volume"),
+        ("named", "../x", "invalid characters"),
+    ):
+        with pytest.raises(EngineError, match=says):
+            engine.volumes.rename(old, new)
+    with engine.volumes.visited("named", "tar 1"), pytest.raises(Conflict, match=r"volume is in use - \[tar 1\]"):
+        engine.volumes.rename("named", "new")
+    with engine.volumes.visited("named", "tar 1"), pytest.raises(Conflict, match=r"volume is in use - \[tar 1\]"):
+        engine.volumes.remove("named")
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_a_change_of_the_name_that_was_interrupted(engine: Any, monkeypatch: pytest.MonkeyPatch, moved: bool) -> None:
+    """Before the folder had it, or after; the next start goes on."""
+    volume = engine.volumes.ensure("data")
+    Path(volume.mountpoint, "file").write_text("x")
+    real = Local.rename
+
+    def killed(driver: Local, name: str, new: str) -> None:
+        if moved:
+            real(driver, name, new)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as broken:
+        broken.setattr(Local, "rename", killed)
+        with pytest.raises(KeyboardInterrupt):
+            engine.volumes.rename("data", "new")
+    engine.volumes.start()
+    assert engine.volumes.names() == ["new"]
+    assert Path(engine.volumes.mountpoint("new"), "file").read_text() == "x"
+
+
+def test_a_name_that_cannot_be_had(engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine.volumes.ensure("data")
+    Path(engine.volumes.root, "new/_data").mkdir(parents=True)
+    with pytest.raises(Conflict, match="rename data: Directory not empty"):
+        engine.volumes.rename("data", "new")
+    assert engine.volumes.names() == ["data"]
+    engine.volumes.start()
+    assert engine.volumes.names() == ["data"], "it is not tried again"

@@ -594,6 +594,7 @@ PARAMETERS: dict[tuple[str, str], dict[str, Parameter]] = {
     ("GET", "/volumes"): {"filters": _FILTERS},
     ("POST", "/volumes/prune"): {"filters": _FILTERS},
     ("DELETE", "/volumes/{name}"): {"force": _FLAG},
+    ("POST", "/volumes/{name}/rename"): {"name": _TEXT},
     ("GET", "/events"): {"since": _MOMENT, "until": _MOMENT, "filters": _FILTERS},
     ("GET", "/system/df"): {"type": _TEXT, "verbose": _FLAG},
     ("POST", "/build"): {

@@ -46,13 +46,13 @@ def _visit(engine: Engine, container: Container, verb: str, path: str, asked: st
             root = here.enter_context(rootfs.snapshot(engine, container, readonly=True))
         else:
             root = here.enter_context(rootfs.opened(engine, container, readonly=not writes))
-        process = _start(root, verb, {**options, "path": path})
+        process = start(root, verb, {**options, "path": path})
         visit = Visit(process, holds=bool(alive) or writes, shares=writes and not alive)
         container.visits.enter(visit)
     said: list[bytes] = []
     try:
         assert process.stderr is not None
-        listener = threading.Thread(target=_listen, args=(process.stderr, said), daemon=True)
+        listener = threading.Thread(target=listen, args=(process.stderr, said), daemon=True)
         listener.start()
         yield visit
         process.wait()
@@ -68,7 +68,8 @@ def _visit(engine: Engine, container: Container, verb: str, path: str, asked: st
                     pipe.close()
 
 
-def _start(root: int, verb: str, options: Asked) -> subprocess.Popen[bytes]:
+def start(root: int, verb: str, options: Asked) -> subprocess.Popen[bytes]:
+    """The visitor, for a root that is open."""
     return subprocess.Popen(
         [
             "/usr/bin/python3",
@@ -89,20 +90,27 @@ def _start(root: int, verb: str, options: Asked) -> subprocess.Popen[bytes]:
     )
 
 
-def _listen(stream: IO[bytes], said: list[bytes]) -> None:
+def listen(stream: IO[bytes], said: list[bytes]) -> None:
+    """Take what the visitor says at its end, while it works."""
     with stream:
         said.append(stream.read())
 
 
 def _failed(container: Container, asked: str, path: str, said: bytes) -> EngineError:
+    kind, message = problem(said, f"container {container.id}")
+    return (
+        NotFound(f"Could not find the file {path} in container {asked}") if kind == "missing" else EngineError(message)
+    )
+
+
+def problem(said: bytes, whose: str) -> tuple[str, str]:
+    """(kind, message) of what the visitor has said of its failure."""
     try:
-        problem = json.loads(said)
+        found = json.loads(said)
+        return str(found["kind"]), str(found["message"])
     except ValueError:
         last = said[-500:].decode(errors="replace").strip() or "it was killed"
-        return EngineError(f"the work on the files of container {container.id} failed: {last}")
-    if problem["kind"] == "missing":
-        return NotFound(f"Could not find the file {path} in container {asked}")
-    return EngineError(problem["message"])
+        return "error", f"the work on the files of {whose} failed: {last}"
 
 
 def describe(engine: Engine, container: Container, path: str, asked: str = "") -> Description:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 def attach(engine: Engine, container: Container, point: MountPoint) -> None:
     """Mount it at its place, which is made where it is missing. EngineError where that cannot be, nothing is left then;
     Conflict where the container has ended."""
-    tree = rootfs.source_tree(engine, container, point)
+    tree = rootfs.source_tree(engine, point)
     if tree < 0:
         raise EngineError(f"there is nothing to be mounted at {point.destination}: {point.source}")
     try:

@@ -7,6 +7,7 @@ with several names are told once; the other names are hard links to it.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
@@ -32,8 +33,10 @@ GO_MODES = (
 GO_BITS = ((stat.S_ISUID, 1 << 23), (stat.S_ISGID, 1 << 22), (stat.S_ISVTX, 1 << 20))
 YEARS = (-62135596800, 253402300799)  # seconds of the years 1 to 9999: all that the API's form of a moment can say
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 _BENEATH = inside.RESOLVE_BENEATH | inside.RESOLVE_NO_SYMLINKS
 _CAPABILITY = "security.capability"
+_ACLS = ("system.posix_acl_access", "system.posix_acl_default")
 
 
 def write(data: bytes | bytearray | memoryview) -> None:
@@ -63,10 +66,11 @@ def describe(root: int, path: str) -> Description:
     }
 
 
-def pack(root: int, path: str, whole: bool) -> None:
-    """A tar of the path on stdout. whole: one file system only, and without the root itself, as export wants it."""
+def pack(root: int, path: str, whole: bool, attributes: bool = False) -> None:
+    """A tar of the path on stdout. whole: one file system only, and without the root itself, as export wants it.
+    attributes: with users' extended attributes and ACLs, which docker's archives do not have."""
     found, _, name = located(root, path)
-    packer = _Packer(root, whole)
+    packer = _Packer(root, whole, attributes)
     status = os.fstat(found)
     if not whole:
         packer.top(found, name, status)
@@ -76,8 +80,9 @@ def pack(root: int, path: str, whole: bool) -> None:
 
 
 class _Packer:
-    def __init__(self, root: int, whole: bool) -> None:
+    def __init__(self, root: int, whole: bool, attributes: bool) -> None:
         self._whole = whole
+        self._attributes = attributes
         self._pending = bytearray()
         self._links: dict[tuple[int, int], str] = {}
         self._devices = (-1, -1)
@@ -93,6 +98,8 @@ class _Packer:
         content = -1
         if stat.S_ISREG(status.st_mode):
             content = os.open(str(found), _FILE & ~os.O_NOFOLLOW | os.O_CLOEXEC)
+        elif self._attributes and stat.S_ISDIR(status.st_mode):
+            content = os.open(str(found), _DIRECTORY & ~os.O_NOFOLLOW | os.O_CLOEXEC)
         self._add(name, status, link, content)
 
     def below(self, top: int, label: str) -> None:
@@ -104,8 +111,10 @@ class _Packer:
                     content, status = self._open(folder, name, status)
                 elif stat.S_ISLNK(status.st_mode):
                     link = os.readlink(name, dir_fd=folder).decode("utf-8", "surrogateescape")
-            except (FileNotFoundError, Missing):
-                continue  # it went away meanwhile
+                elif self._attributes and stat.S_ISDIR(status.st_mode):
+                    content = inside.openat2(folder, os.fsdecode(name), _DIRECTORY, _BENEATH)
+            except (FileNotFoundError, NotADirectoryError, Missing):
+                continue  # it went away meanwhile, or is something else now
             except OSError as error:
                 if error.errno in (errno.ELOOP, errno.EINVAL):
                     continue  # it is something else now
@@ -151,6 +160,8 @@ class _Packer:
         entry = tar.Entry()
         entry.name, entry.mode = name, stat.S_IMODE(mode)
         entry.uid, entry.gid, entry.mtime = status.st_uid, status.st_gid, status.st_mtime_ns
+        if content >= 0:
+            entry.xattrs = _users(content) if self._attributes else _capability(content)
         if stat.S_ISDIR(mode):
             entry.type = tar.DIRECTORY
             entry.name = name if name.endswith("/") else name + "/"
@@ -161,7 +172,6 @@ class _Packer:
             elif stat.S_ISREG(mode):
                 if content >= 0:
                     entry.size = status.st_size
-                    entry.xattrs = _capability(content)
             elif stat.S_ISLNK(mode):
                 entry.type, entry.link = tar.SYMLINK, link
             elif stat.S_ISFIFO(mode):
@@ -194,6 +204,20 @@ class _Packer:
     def end(self) -> None:
         self._pending += tar.END
         self._flush()
+
+
+def _users(content: int) -> dict[str, bytes] | None:
+    """Not those of a host's security or of an overlay, which mean nothing elsewhere."""
+    try:
+        names = os.listxattr(content)
+    except OSError:
+        return None
+    found = {}
+    for name in names:
+        if name.startswith("user.") or name in (_CAPABILITY, *_ACLS):
+            with contextlib.suppress(OSError):
+                found[name] = os.getxattr(content, name)
+    return found or None
 
 
 def _capability(content: int) -> dict[str, bytes] | None:

@@ -21,11 +21,14 @@ if TYPE_CHECKING:
 
     class Options(TypedDict, total=False):
         """What the visitor is asked for besides a path. Of tar: `whole`, one file system and without the root itself;
-        of untar: `replace`, a folder by something else and the reverse; `owner`, (uid, gid) of all; `readonly`, the
-        root is not to be written to, what is mounted in it may be."""
+        `attributes`, all extended attributes that are users', not capabilities alone; of untar: `replace`, a folder by
+        something else and the reverse; `owner`, (uid, gid) of all; `readonly`, the root is not to be written to, what
+        is mounted in it may be; `top`, what the archive says of the folder itself is done."""
 
         whole: bool
+        attributes: bool
         replace: bool
+        top: bool
         owner: list[int] | None
         readonly: bool
 

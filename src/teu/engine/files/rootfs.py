@@ -258,7 +258,7 @@ def _stopped(engine: Engine, container: Container, readonly: bool) -> int:
         points = []
         for point in sorted(container.mounts, key=lambda point: point.destination.count("/")):
             if point.type in ("bind", "volume", "image"):
-                tree = source_tree(engine, container, point)
+                tree = _shown(engine, container, point)
                 if tree >= 0:
                     sources.callback(os.close, tree)
                     points.append((point.destination, tree))
@@ -276,6 +276,16 @@ def _stopped(engine: Engine, container: Container, readonly: bool) -> int:
             for _, tree in own:
                 os.close(tree)
             raise
+
+
+def _shown(engine: Engine, container: Container, point: MountPoint) -> int:
+    """As source_tree, of an image, too."""
+    if point.type != "image":
+        return source_tree(engine, point)
+    try:
+        return image_tree(engine, container, point)
+    except OSError:
+        return -1  # there is no such part: a start says so
 
 
 def check_source(path: str, create: bool, kind: str) -> None:
@@ -315,8 +325,9 @@ def _assembled(place: str, mounts: list[mount_pb2.Mount], access: str, points: l
         return open_tree(-1, target, recursive=True)
 
 
-def source_tree(engine: Engine, container: Container, point: MountPoint) -> int:
-    """What a mount point shows, as a detached mount with the access that it gives; -1: there is nothing.
+def source_tree(engine: Engine, point: MountPoint) -> int:
+    """What the mount point of a bind or a volume shows, as a detached mount with the access that it gives; -1: there is
+    nothing.
 
     It is found in the host's own mounts, where a volume with options is mounted for that moment."""
     name, user = point.name or "", f"look {threading.get_ident()}"
@@ -346,11 +357,6 @@ def source_tree(engine: Engine, container: Container, point: MountPoint) -> int:
             raise
         return tree
 
-    if point.type == "image":
-        try:
-            return image_tree(engine, container, point)
-        except OSError:
-            return -1  # a start says so
     if point.type == "volume":
         try:
             point.source = engine.volumes.hold(name, user)

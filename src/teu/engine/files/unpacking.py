@@ -88,7 +88,8 @@ def unpack(root: int, archive: Input, options: Asked) -> None:
     elif os.fstatvfs(target).f_flag & os.ST_RDONLY:
         raise Refused("mounted volume is marked read-only")
     source = tar.Source(archive.next_chunk)
-    _Unpacker(root, target, inside.real_path(root, path), options["replace"], options["owner"]).run(source)
+    worker = _Unpacker(root, target, inside.real_path(root, path), options["replace"], options["owner"])
+    worker.run(source, options.get("top", False))
     while archive.next_chunk():
         pass  # what pads the archive
 
@@ -101,13 +102,16 @@ class _Unpacker:
         self._owner = owner
         self._folders = {"": target}
 
-    def run(self, source: tar.Source) -> None:
+    def run(self, source: tar.Source, top: bool) -> None:
         times: list[tuple[str, int]] = []
         for entry, stored in tar.entries(source):
             name = _clean(entry.name, "path")
             if self._owner is not None:
                 entry.uid, entry.gid = self._owner
             try:
+                if top and not name and entry.type == tar.DIRECTORY:
+                    self._top(entry)
+                    times.append((name, entry.mtime))
                 data = self._extract(entry, name, stored, source)
             except OSError as error:
                 raise OSError(error.errno, os.strerror(error.errno or 0), tar.short(name)) from None
@@ -249,6 +253,14 @@ class _Unpacker:
             self._finish(file, entry)
         finally:
             os.close(file)
+
+    def _top(self, entry: Entry) -> None:
+        # its name in /proc/self/fd, where we are: what was looked up is not open
+        folder = os.open(str(self._folder("")), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            self._finish(folder, entry)
+        finally:
+            os.close(folder)
 
     def _directory(self, folder: int, base: str, entry: Entry) -> None:
         try:

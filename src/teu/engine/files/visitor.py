@@ -85,7 +85,7 @@ def task(root: int, verb: str, options: Asked) -> Callable[[], None]:
     if verb == "stat":
         return lambda: packing.write(json.dumps(packing.describe(root, options["path"])).encode())
     if verb == "tar":
-        return lambda: packing.pack(root, options["path"], options["whole"])
+        return lambda: packing.pack(root, options["path"], options["whole"], options.get("attributes", False))
     archive = unpacking.Input()
     return lambda: unpacking.unpack(root, archive, options)
 

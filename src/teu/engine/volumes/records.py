@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The record of a volume: how it is read from engine.db and written there.
 
-    {"Created", "Driver", "Options", "Labels", "Container", "Removing"}
+    {"Created", "Driver", "Options", "Labels", "Container", "Removing", "Renaming"}
 
-Driver is left out where it is the default one, Container and Removing where they say nothing. Members that this teud
-does not know are kept for the one that wrote them.
+Driver is left out where it is the default one, Container, Removing and Renaming where they say nothing. Members that
+this teud does not know are kept for the one that wrote them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 class VolumeRecord:
     """`container`: the one that an anonymous volume belongs to. `removing`: its removal has begun, and is finished at
-    the next start.
+    the next start. `renaming`: so is the change of its name to this one.
 
     Not saved: `damage` says what is wrong with the record, and `opaque` whether its files cannot be got at."""
 
@@ -33,6 +33,7 @@ class VolumeRecord:
         self.labels = labels
         self.container = container
         self.removing = False
+        self.renaming = ""
         self.other: dict[str, Json] = {}
         self.damage = ""
         self.opaque = False
@@ -46,6 +47,8 @@ class VolumeRecord:
             result["Container"] = self.container
         if self.removing:
             result["Removing"] = True
+        if self.renaming:
+            result["Renaming"] = self.renaming
         return {**result, **self.other}
 
 
@@ -68,6 +71,7 @@ def _volume(value: object, where: str, faults: Faults) -> VolumeRecord:
         given.take("Container", _TEXT, ""),
     )
     record.removing = given.take("Removing", flag, False)
+    record.renaming = given.take("Renaming", _TEXT, "")
     record.other = given.rest()
     for ours in ("Damage", "Opaque"):  # notes that were once kept beside the members
         record.other.pop(ours, None)

@@ -5,8 +5,8 @@
 
 A volume is anonymous when nobody named it: its name is 64 hexadecimal digits, and it carries docker's label.
 It belongs to a container ("Container") until that is removed without its volumes; one whose container
-never came to be is swept at the next start. A removal is written down first, so that one which was interrupted is
-finished then, too. Called by create, start, exit and removal of containers, and by routes/volumes.
+never came to be is swept at the next start. A removal, or another name, is written down first, so that one which was
+interrupted is finished then, too. Called by create, start, exit and removal of containers, and by routes/volumes.
 
 A volume that has to be mounted is so while a container that has it runs. The daemon may die at any step: a mount that
 is found there is taken as it is, and one that nobody uses goes (`settle`).
@@ -47,7 +47,7 @@ log = logging.getLogger("teu.engine")
 
 ANONYMOUS_LABEL = "com.docker.volume.anonymous"
 NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]+\Z")
-_HARMLESS = ("Created", "Labels", "Container", "Removing")  # faults of these leave the files within reach
+_HARMLESS = ("Created", "Labels", "Container", "Removing", "Renaming")  # faults of these leave the files within reach
 
 
 class Volume(NamedTuple):
@@ -91,6 +91,9 @@ class Volumes:
             promised = set(self._promised)
         known = {"", *promised, *(container.id for container in self._containers.all())}
         try:
+            if record.renaming and not record.removing and self._row(record.renaming) is None:
+                self._finish_renaming(name, record)
+                return
             # Where the record of a container has lost its id, the volume may be that one's.
             if record.removing or not (record.damage or self._containers.lost or record.container in known):
                 self._finish_removal(name, self._driver(record))
@@ -266,6 +269,19 @@ class Volumes:
             self._mounted.setdefault(name, set()).add(user)
         return self._driver(record).path(name)
 
+    @contextlib.contextmanager
+    def visited(self, name: str, visitor: str) -> Iterator[None]:
+        """Its files are there, and it stays, meanwhile. `visitor` is shown to who would remove it. Raises NotFound,
+        Conflict, EngineError."""
+        with self.promised(visitor):
+            with self._lock:
+                self._promised[visitor].add(name)
+            self.hold(name, visitor)
+            try:
+                yield
+            finally:
+                self.let_go(name, visitor)
+
     def unmount(self, name: str, container_id: str) -> None:
         """A container has exited; doing it twice is fine."""
         if self.let_go(name, container_id):
@@ -385,6 +401,45 @@ class Volumes:
             "Options": record.options or None,
             "Scope": self._driver(record).scope(name),
         }
+
+    def rename(self, name: str, new: str) -> None:
+        """Give a volume another name, which makes an anonymous one everybody's. Raises NotFound, BadRequest, Conflict
+        (also while any container has it: that knows it by its name)."""
+        check_name(new)
+        if name == new:
+            raise BadRequest(f"rename {name}: that is its name")
+        first, second = sorted((name, new))
+        with self._alone(first), self._alone(second):
+            record = self._record(name)
+            if record is None:
+                raise NotFound(f"get {name}: no such volume")
+            if record.damage:
+                raise Conflict(f"rename {name}: {record.damage}")
+            if self._row(new) is not None:
+                raise Conflict(f"rename {name}: there is a volume {new} already")
+            if users := self.users(name):
+                raise Conflict(f"rename {name}: volume is in use - [{', '.join(users)}]")
+            record.renaming = new
+            self._write(name, record)
+            try:
+                self._finish_renaming(name, record)
+            except (OSError, EngineError) as error:
+                record.renaming = ""
+                self._write(name, record)
+                if isinstance(error, OSError):
+                    raise Conflict(f"rename {name}: {error.strerror}: {error.filename or ''}") from error
+                raise
+        self._event("rename", new, _driver_name(record), oldName=name)
+
+    def _finish_renaming(self, name: str, record: VolumeRecord) -> None:
+        new = record.renaming
+        self._driver(record).rename(name, new)
+        labels = {key: text for key, text in record.labels.items() if key != ANONYMOUS_LABEL}
+        fresh = VolumeRecord(record.created, record.driver, record.options, labels)
+        fresh.other = record.other
+        with self._database.transaction() as cursor:
+            cursor.execute("DELETE FROM volumes WHERE name=?", (name,))
+            cursor.execute("INSERT INTO volumes VALUES (?, ?)", (new, json.dumps(fresh.encode())))
 
     def remove(self, name: str, force: bool = False) -> None:
         """DELETE /volumes/{name}. Raises NotFound (unless forced), Conflict. Forced, a volume of a plugin that is

@@ -5,11 +5,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from teu.engine.api.messages import Request, Response, empty, json_response
+from teu.engine.api.messages import Request, Response, empty, json_response, stream
 from teu.engine.api.router import route
 from teu.engine.core import fields
 from teu.engine.core.errors import BadRequest, EngineError
 from teu.engine.core.filters import flag_filter, labels_match
+from teu.engine.files import volumes
 from teu.engine.volumes.drivers.registry import DEFAULT
 from teu.engine.volumes.store import ANONYMOUS_LABEL, size
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from teu.engine.engine import Engine
     from teu.oci.jsontext import Json
 
+TAR = "application/x-tar"
 FILTERS = {"dangling", "driver", "label", "label!", "name"}
 
 
@@ -96,6 +98,24 @@ def prune_volumes(engine: Engine, request: Request) -> Response:
 @route("GET", "/volumes/{name}")
 def inspect_volume(engine: Engine, request: Request, name: str) -> Response:
     return json_response(engine.volumes.inspect(name))
+
+
+@route("POST", "/volumes/{name}/rename")
+def rename_volume(engine: Engine, request: Request, name: str) -> Response:
+    """Ours, as are the archives: docker's API has no such routes."""
+    engine.volumes.rename(name, request.query.get("name"))
+    return empty()
+
+
+@route("GET", "/volumes/{name}/archive")
+def export_volume(engine: Engine, request: Request, name: str) -> Response:
+    return stream(volumes.pack(engine, name), TAR)
+
+
+@route("PUT", "/volumes/{name}/archive")
+def import_volume(engine: Engine, request: Request, name: str) -> Response:
+    volumes.unpack(engine, name, request.body)
+    return empty(200)
 
 
 @route("DELETE", "/volumes/{name}")

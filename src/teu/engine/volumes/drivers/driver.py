@@ -45,6 +45,10 @@ class Driver(Protocol):
         """Before a removal, which is not written down yet: unmount it. Raises Conflict, or OSError, where a removal
         would fail or would touch what belongs to others."""
 
+    def rename(self, name: str, new: str) -> None:
+        """Nobody has it. One that was interrupted is done again: then it may be there under the new name already.
+        Raises BadRequest where the driver cannot, OSError."""
+
     def remove(self, name: str) -> None:
         """Remove all of it. One that was interrupted is done again; of what is not there nothing is said. Raises
         OSError."""

@@ -87,6 +87,12 @@ class Local:
         if inside := trees.mounts_below(self._folder(name)):
             raise Conflict(f"remove {name}: {inside[0]} is a mount; unmount it, then remove the volume")
 
+    def rename(self, name: str, new: str) -> None:
+        trees.unmount(self.path(name))
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(self._folder(name), self._folder(new))
+        _sync_directory(self._root)
+
     def remove(self, name: str) -> None:
         trees.unmount(self.path(name))
         trees.remove_tree(self._folder(name))

@@ -27,7 +27,7 @@ import uuid
 from typing import Any, NamedTuple
 
 from teu.engine.core import plugins
-from teu.engine.core.errors import EngineError
+from teu.engine.core.errors import BadRequest, EngineError
 from teu.engine.core.plugins import VOLUMES, PluginError, member, section, words
 
 FOLDER = ".plugins"
@@ -194,6 +194,9 @@ class Remote:
 
     def release(self, name: str) -> None:
         self.unmount(name)
+
+    def rename(self, name: str, new: str) -> None:
+        raise BadRequest(f"rename {name}: the plugin {self.name} knows its volumes by their names")
 
     def remove(self, name: str) -> None:
         try:
