@@ -227,6 +227,7 @@ def test_the_table_knows_the_routes() -> None:
         "/networks/{name}/disconnect",
         "/volumes/create",
         "/volumes/{name}",
+        "/volumes/{name}/archive",
         "/containers/{name}/checkpoints",
         "/containers/{name}/checkpoints/{checkpoint}",
         "/grpc",
