@@ -180,8 +180,7 @@ def test_what_is_behind_a_volume_outlives_it(behind: Path) -> None:
 
 
 @pytest.mark.needs("fast")
-@pytest.mark.parametrize("way", [("volume", "rm", "bound"), ("volume", "prune", "-af")])
-def test_a_stale_mount_is_no_part_of_its_volume(behind: Path, way: tuple[str, ...]) -> None:
+def test_a_stale_mount_is_no_part_of_its_volume(behind: Path) -> None:
     """teud may die between any two steps: a volume may be found mounted, even more than once."""
     bound("bound", behind)
     for _ in range(2):
@@ -189,7 +188,8 @@ def test_a_stale_mount_is_no_part_of_its_volume(behind: Path, way: tuple[str, ..
     assert box("cat", "/v/sub/precious", flags=("-v", "bound:/v")) == "of the host"
     for _ in range(2):
         whole.call("mount", "--bind", str(behind), str(ROOT / "bound/_data"))
-    teu(*way)
+    assert "bound" not in teu("volume", "prune", "-af").stdout, "it is of others"
+    teu("volume", "rm", "bound")
     assert not (ROOT / "bound").exists()
     assert stacked("bound") == 0
 

@@ -63,6 +63,7 @@ def test_a_life(tmp_path: Path, plugin: VolumePlugin) -> None:
     assert volumes.drivers() == ["local", "nas"]
     volumes.remove("data")
     assert plugin.options == {} and volumes.names() == []
+    assert os.listdir(volumes.root) == [], "nothing is left"
     with pytest.raises(NotFound):
         volumes.describe("data")
 

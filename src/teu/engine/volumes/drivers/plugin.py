@@ -22,6 +22,7 @@ import contextlib
 import errno
 import json
 import os
+import threading
 import time
 import uuid
 from typing import Any, NamedTuple
@@ -32,6 +33,7 @@ from teu.engine.core.plugins import VOLUMES, PluginError, member, section, words
 
 FOLDER = ".plugins"
 SCOPES = ("local", "global")
+_of_the_folder = threading.Lock()  # of all plugins
 _BOOT_ID = "/proc/sys/kernel/random/boot_id"
 
 
@@ -207,8 +209,11 @@ class Remote:
                     raise
         except EngineError as error:
             raise OSError(errno.EIO, str(error), name) from error
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(f"{self._folder}/{name}")
+        with _of_the_folder:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(f"{self._folder}/{name}")
+            with contextlib.suppress(OSError):
+                os.rmdir(self._folder)  # with the last one
 
     def _read(self, name: str) -> dict[str, str]:
         """What is known of a volume; nothing where the file is none of ours."""
@@ -220,7 +225,11 @@ class Remote:
         return {key: text for key, text in found.items() if isinstance(text, str)} if isinstance(found, dict) else {}
 
     def _write(self, name: str, known: dict[str, str]) -> None:
-        os.makedirs(self._folder, mode=0o700, exist_ok=True)
+        with _of_the_folder:
+            os.makedirs(self._folder, mode=0o700, exist_ok=True)
+            self._replace(name, known)
+
+    def _replace(self, name: str, known: dict[str, str]) -> None:
         temporary = f"{self._folder}/.{name}.new"
         with open(temporary, "w", encoding="utf-8") as file:
             json.dump(known, file)
