@@ -4,11 +4,15 @@ the kernel's mounts and its networks. They are used as teud uses them, without t
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
 import pytest
 from drivers import logs, networks, volumes
+from drivers.volumeplugin import VolumePlugin
+
+from teu.engine.core import plugins
 
 
 @pytest.mark.parametrize("kind", logs.kinds())
@@ -22,8 +26,13 @@ def test_log_drivers(check: Any, kind: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("sample", volumes.samples(mounted=True), ids=str)
 @pytest.mark.parametrize("check", volumes.CHECKS, ids=lambda check: check.__name__)
-def test_volume_drivers(check: Any, sample: volumes.Sample, tmp_path: Path) -> None:
-    check(sample.driver(str(tmp_path)), sample.options)
+def test_volume_drivers(check: Any, sample: volumes.Sample, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with contextlib.ExitStack() as stack:
+        if sample.name == "teu-test-plugin":
+            monkeypatch.setattr(plugins, "SOCKETS", str(tmp_path / "sockets"))
+            plugin = VolumePlugin(tmp_path / "sockets/teu-test-plugin.sock", tmp_path / "plugin")
+            stack.callback(plugin.close)
+        check(sample.driver(str(tmp_path / "volumes")), sample.options)
 
 
 @pytest.mark.parametrize(("driver", "check"), networks.CHECKS, ids=lambda one: getattr(one, "__name__", one))
