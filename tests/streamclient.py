@@ -62,11 +62,18 @@ class Http:
         status = int(first.split(" ")[1]) if first else 0
         self.headers = {line.partition(":")[0].lower(): line.partition(": ")[2] for line in rest if line}
         if status != 101:
-            body = b""
-            while piece := self.socket.recv(65536):
-                body += piece
+            body = self._body()
             self.socket.close()
             raise Refused(status, self.headers, body.decode())
+
+    def _body(self) -> bytes:
+        """Of an answer; a server may keep the connection open behind it."""
+        if "content-length" in self.headers:
+            return self.exactly(int(self.headers["content-length"]))
+        body = b""
+        while piece := self.socket.recv(65536):
+            body += piece
+        return body
 
     def exactly(self, count: int) -> bytes:
         """So many bytes; EOFError."""
@@ -119,7 +126,7 @@ class Spdy:
         self.send(struct.pack(">HHB", 0x8003, kind, flags) + len(body).to_bytes(3, "big") + body)
 
     def open(self, **headers: str) -> int:
-        """A new stream, which has been answered."""
+        """A new stream, which has been answered, where the server has not left."""
         id, self._next = self._next, self._next + 2
         block = struct.pack(">I", len(headers))
         for name, value in headers.items():
@@ -127,7 +134,7 @@ class Spdy:
                 block += struct.pack(">I", len(text)) + text
         packed = self._pack.compress(block) + self._pack.flush(zlib.Z_SYNC_FLUSH)
         self.control(1, struct.pack(">IIH", id, 0, 0) + packed)
-        while id not in self._data and id not in self.reset:
+        while id not in self._data and id not in self.reset and not self.left:
             self._take()
         return id
 
@@ -174,13 +181,13 @@ class Spdy:
 
     def until(self, id: int, text: bytes) -> bytes:
         """What a stream has brought, once the text is in it."""
-        while text not in self._data[id] and id not in self._ended:
+        while text not in self._data.get(id, b"") and id not in self._ended and not self.left:
             self._take()
-        return self._data[id]
+        return self._data.get(id, b"")
 
     def read(self, id: int) -> bytes:
         """All that a stream brings."""
-        while id not in self._ended:
+        while id not in self._ended and not self.left:
             self._take()
         return self._data.get(id, b"")
 
@@ -188,7 +195,7 @@ class Spdy:
         """Returns when it was answered."""
         count = len(self.pings)
         self.control(6, b"\0\0\0\1")
-        while len(self.pings) == count:
+        while len(self.pings) == count and not self.left:
             self._take()
 
     def leaves(self) -> bool:

@@ -34,14 +34,16 @@ def spec_of(one: Client, id: str) -> Any:
 
 def test_a_container_that_waits_gets_other_resources(one: Client) -> None:
     pod = one.run_pod("waits")
-    id = one.create(pod, "c", ["cat", "/proc/self/oom_score_adj"], linux={"resources": {"cpu_shares": 100}})
-    asked = {"cpu_quota": 50_000, "cpu_period": 100_000, "oom_score_adj": 500}
-    one.call("UpdateContainerResources", container_id=id, linux=asked)
-    told = one.status(id).resources.linux
-    assert (told.cpu_shares, told.cpu_quota, told.oom_score_adj) == (100, 50_000, 500)
-    cpu = spec_of(one, id)["linux"]["resources"]["cpu"]
+    limited = one.create(pod, "limited", ["true"], linux={"resources": {"cpu_shares": 100}})
+    one.call("UpdateContainerResources", container_id=limited, linux={"cpu_quota": 50_000, "cpu_period": 100_000})
+    told = one.status(limited).resources.linux
+    assert (told.cpu_shares, told.cpu_quota) == (100, 50_000)
+    cpu = spec_of(one, limited)["linux"]["resources"]["cpu"]
     assert cpu == {"shares": 100, "quota": 50_000, "period": 100_000}
-    one.call("StartContainer", container_id=id)
+    id = one.create(pod, "c", ["cat", "/proc/self/oom_score_adj"])
+    one.call("UpdateContainerResources", container_id=id, linux={"oom_score_adj": 500})
+    assert one.status(id).resources.linux.oom_score_adj == 500
+    one.call("StartContainer", container_id=id)  # kubelet's order: made, resized, started
     one.ended(id)
     assert one.log(pod, "c") == [("stdout", "F", "500")]
     one.remove_pod(pod)
