@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import random
+import select
 import socket
 import struct
 import subprocess
@@ -17,6 +18,7 @@ import zlib
 from collections.abc import Coroutine, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from streamclient import Http, Refused, Spdy, WebSocket, closed, exit_code
@@ -80,7 +82,7 @@ class Server:
                 raise
             return code
 
-        return self.promise("exec", Command(run, ["a", "b"], stdin, True, stderr, tty))
+        return self.promise("exec", Command(run, ["a", "b"], "doing it in", stdin, True, stderr, tty))
 
     def close(self) -> None:
         self.run(self.streaming.close())
@@ -235,7 +237,8 @@ def test_a_terminal_has_a_size(server: Server) -> None:
 def test_what_cannot_be_run_is_told(server: Server) -> None:
     with Spdy(server.command(fails=NotFound("no such thing")), V4) as client:
         told = json.loads(client.read(_opened(client)["error"]))
-        assert told["reason"] == "InternalError" and "no such thing" in told["message"] and told["code"] == 500
+        assert told["reason"] == "InternalError" and told["code"] == 500
+        assert told["message"] == "Internal error occurred: error doing it in container: no such thing"
 
 
 def test_a_client_that_leaves_ends_its_command(server: Server) -> None:
@@ -244,6 +247,44 @@ def test_a_client_that_leaves_ends_its_command(server: Server) -> None:
         client.write(opened["stdin"], b"x")
         client.until(opened["stdout"], b"x")
     assert server.cancelled.wait(10)
+
+
+def test_a_client_that_leaves_though_nobody_reads_ends_its_command(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streaming, "LOOK_SECONDS", 0.1)
+
+    async def run(streams: Streams) -> int:
+        try:
+            await asyncio.Event().wait()  # its input fills up, and the client's end is behind that
+        except asyncio.CancelledError:
+            server.cancelled.set()
+            raise
+        return 0
+
+    url = server.promise("exec", Command(run, ["a"], "doing it in", True, True, False, False))
+    with Spdy(url, V4) as client:
+        opened = _opened(client, "error", "stdin", "stdout")
+        client.write(opened["stdin"], b"x" * 400_000)
+        time.sleep(0.5)
+        assert not server.cancelled.is_set()
+    assert server.cancelled.wait(10)
+
+
+def test_connections_that_show_no_token_are_not_too_many(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streaming, "OPENING_MAX", 2)
+    url = server.command(stdin=False)
+    place = urlsplit(url)
+    with contextlib.ExitStack() as stack:
+        silent = [stack.enter_context(socket.create_connection((place.hostname, place.port))) for _ in range(3)]
+        readable, _, _ = select.select(silent, [], [], 10)
+        assert len(readable) == 1 and closed(readable[0])
+    deadline = time.monotonic() + 10
+    while server.streaming.busy and server.streaming._sessions:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    with Spdy(url, V4) as client:  # there is room again
+        assert exit_code(client.read(_opened(client, "error", "stdout", "stderr")["error"])) == 0
 
 
 def test_streams_that_nobody_wants_are_refused(server: Server) -> None:
@@ -381,6 +422,7 @@ def test_a_reader_that_is_slow_holds_its_sender_up() -> None:
         (b'{"Width":1,"Height":2}{"Width":3,"Height":4}', [(1, 2), (3, 4)]),
         (b'{"Width":0,"Height":2}[1]{"Width":"x","Height":4}{"Height":4}', []),
         (b"x" * 9000 + b'{"Width":1,"Height":2}', []),
+        (b"[" * 200_000, []),
     ],
 )
 def test_sizes(text: bytes, told: list[tuple[int, int]]) -> None:
@@ -429,6 +471,8 @@ def test_messages_may_come_in_pieces(server: Server) -> None:
     with WebSocket(server.command(stderr=False), "v4.channel.k8s.io") as client:
         client.frame(b"\0one", 0x02)
         client.frame(b"ping", 0x89)
+        for _ in range(100):
+            client.frame(b"", 0x00)
         client.frame(b"two", 0x80)
         assert client.until(1, b"onetwo") == b"onetwo" and client.pongs == [b"ping"]
         client.channel(0, b"y" * 70_000)
@@ -524,6 +568,59 @@ def test_a_port_on_which_nobody_listens(server: Server, echo: Echo) -> None:
         data = client.open(streamType="data", port=str(echo.port), requestID="1")
         client.write(data, b"x", last=True)
         assert client.read(data) == b"x"
+
+
+class Door:
+    """A port of a pod to which one connects; the test has the other end."""
+
+    def __init__(self) -> None:
+        self._there, self.here = socket.socketpair()
+        self._there.setblocking(False)
+        self.here.settimeout(10)
+
+    def job(self) -> Forward:
+        async def connect(port: int) -> socket.socket:
+            return self._there
+
+        return Forward(connect, "pod", ())
+
+    def open(self, client: Spdy) -> tuple[int, int]:
+        error = client.open(streamType="error", port="80", requestID="0")
+        return client.open(streamType="data", port="80", requestID="0"), error
+
+
+def test_a_client_that_gives_a_connection_up_ends_it_in_the_pod(server: Server) -> None:
+    door = Door()
+    with door.here, Spdy(server.promise("portforward", door.job()), "portforward.k8s.io") as client:
+        data, error = door.open(client)
+        client.write(data, b"hello")
+        assert door.here.recv(5) == b"hello"
+        client.control(3, struct.pack(">II", data, 5))
+        assert door.here.recv(1) == b"" and client.read(error) == b""
+        with pytest.raises(OSError):  # both ways: it is not half open
+            for _ in range(1000):
+                door.here.sendall(b"x" * 65536)
+
+
+def test_what_a_pod_still_reads_when_it_has_said_all(server: Server) -> None:
+    door = Door()
+    with door.here, Spdy(server.promise("portforward", door.job()), "portforward.k8s.io") as client:
+        data, error = door.open(client)
+        door.here.sendall(b"bye")
+        door.here.shutdown(socket.SHUT_WR)
+        assert client.read(data) == b"bye"
+        client.write(data, b"late", last=True)
+        assert door.here.recv(5) == b"late" and door.here.recv(1) == b"" and client.read(error) == b""
+
+
+def test_a_pod_that_takes_nothing_is_not_waited_for(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streaming, "LINGER_SECONDS", 0.2)
+    door = Door()
+    with door.here, Spdy(server.promise("portforward", door.job()), "portforward.k8s.io") as client:
+        data, error = door.open(client)
+        client.write(data, b"x" * 2_000_000, last=True)
+        door.here.shutdown(socket.SHUT_WR)
+        assert client.read(data) == client.read(error) == b""
 
 
 def test_halves_of_connections(server: Server, echo: Echo, monkeypatch: pytest.MonkeyPatch) -> None:

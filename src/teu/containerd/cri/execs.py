@@ -6,11 +6,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import secrets
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager
+from typing import Any, TypeVar
 
 from google.protobuf import any_pb2
 
@@ -24,10 +26,29 @@ from teu.containerd.state import Context
 from teu.linux.trees import discard_tree
 from teu.oci import jsontext
 
+log = logging.getLogger("teu.containerd.cri")
+
 PROCESS_TYPE = "types.containerd.io/opencontainers/runtime-spec/1/Process"
 LIMIT = 16 << 20  # bytes of each stream; what comes behind is dropped, as of containerd
 _READ = 256 << 10
 _DRAIN_SECONDS = 10.0  # for the last output, which other processes may hold open
+_SETTLE_SECONDS = 10.0  # for an answer of a shim that nobody waits for any more
+_PREFIX = "exec-"  # of commands' names, and of the folders of their FIFOs
+
+T = TypeVar("T")
+
+
+async def _settled(call: Coroutine[Any, Any, T]) -> T:
+    """The answer to a call of a shim. The shim goes on with what it has begun though its client has left: who is
+    cancelled waits for the answer, too, so that there is something to clean up, or nothing."""
+    task = asyncio.create_task(call)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task], timeout=_SETTLE_SECONDS)
+        if task.done() and not task.cancelled():
+            task.exception()  # it is nobody's
+        raise
 
 
 class Output:
@@ -108,6 +129,20 @@ class Execs:
         self._context = context
         self._containers = containers
 
+    async def take_away(self, containers: Sequence[Container]) -> None:
+        """End the commands that an earlier daemon has left, whose clients are gone with it."""
+        loop, pool = asyncio.get_running_loop(), self._context.pool
+        for container in containers:
+            folder = self._containers.state_of(container.id)
+            try:
+                names = [name for name in os.listdir(folder) if name.startswith(_PREFIX)]
+            except FileNotFoundError:
+                continue
+            for name in names:
+                log.info("container %s: %s is of an earlier daemon: it is taken away", container.id, name)
+                await self._clean(container, name)
+                await loop.run_in_executor(pool, discard_tree, os.path.join(folder, name))
+
     def _process(self, container: Container, command: list[str], terminal: bool) -> any_pb2.Any:
         record = self._context.containers.get(NAMESPACE, container.id)
         process = dict(jsontext.loads(record.spec.value)["process"])
@@ -122,8 +157,8 @@ class Execs:
             try:
                 outputs += [Output(os.path.join(folder, stream)) for stream in ("stdout", "stderr")]
                 stdio = Stdio("", outputs[0].path, outputs[1].path)
-                await self._context.tasks.exec(NAMESPACE, container.id, name, stdio, packed)
                 try:
+                    await _settled(self._context.tasks.exec(NAMESPACE, container.id, name, stdio, packed))
                     code = await self._ended(container, name, timeout)
                     await self._drained(outputs)
                 finally:
@@ -144,7 +179,7 @@ class Execs:
             raise FailedPrecondition(f"container {container.id} is not running")
         loop, pool = asyncio.get_running_loop(), self._context.pool
         packed = await loop.run_in_executor(pool, self._process, container, command, terminal)
-        name = f"exec-{secrets.token_hex(8)}"
+        name = f"{_PREFIX}{secrets.token_hex(8)}"
         folder = os.path.join(self._containers.state_of(container.id), name)
         os.makedirs(folder, 0o700)
         try:
@@ -167,8 +202,8 @@ class Execs:
                         relays.append(Relay(os.path.join(folder, which), sink))
                 paths = {os.path.basename(relay.path): relay.path for relay in relays}
                 stdio = Stdio(stdin, paths.get("stdout", ""), paths.get("stderr", ""), terminal)
-                await self._context.tasks.exec(NAMESPACE, container.id, name, stdio, packed)
                 try:
+                    await _settled(self._context.tasks.exec(NAMESPACE, container.id, name, stdio, packed))
                     return await self._streamed(container, name, streams, stdin, relays)
                 finally:
                     await asyncio.shield(asyncio.create_task(self._clean(container, name)))
@@ -182,7 +217,7 @@ class Execs:
         outputs = [asyncio.create_task(relay.run()) for relay in relays]
         inputs: list[asyncio.Task[None]] = []
         try:
-            await self._context.tasks.start(NAMESPACE, container.id, name)
+            await _settled(self._context.tasks.start(NAMESPACE, container.id, name))
             if streams.stdin is not None:
                 inputs.append(asyncio.create_task(self._feed(container, name, stdin, streams.stdin)))
             if streams.resize is not None:
@@ -205,7 +240,7 @@ class Execs:
 
     async def _ended(self, container: Container, name: str, timeout: int) -> int:
         tasks = self._context.tasks
-        await tasks.start(NAMESPACE, container.id, name)
+        await _settled(tasks.start(NAMESPACE, container.id, name))
         try:
             ended = await asyncio.wait_for(tasks.wait(NAMESPACE, container.id, name), timeout if timeout > 0 else None)
         except TimeoutError:

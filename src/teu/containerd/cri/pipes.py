@@ -42,6 +42,7 @@ class Pipe:
         self._chunks: deque[bytes] = deque()
         self._size = 0
         self._ended = False
+        self.broken = False  # the sender has given up: it takes no answer, either
         self._filled = asyncio.Event()
         self._room = asyncio.Event()
 
@@ -56,9 +57,10 @@ class Pipe:
             self._room.clear()
             await self._room.wait()
 
-    def finish(self) -> None:
-        """Nothing more comes."""
+    def finish(self, *, broken: bool = False) -> None:
+        """Nothing more comes; see `broken`."""
         self._ended = True
+        self.broken = self.broken or broken
         self._filled.set()
         self._room.set()
 
@@ -101,8 +103,8 @@ async def sizes(source: Source) -> AsyncIterator[tuple[int, int]]:
         while text := text.lstrip():
             try:
                 found, end = decoder.raw_decode(text)
-            except ValueError:
-                break  # a part of one
+            except (ValueError, RecursionError):
+                break  # a part of one, or none
             text = text[end:]
             if not isinstance(found, dict):
                 continue

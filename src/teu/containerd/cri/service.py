@@ -128,6 +128,17 @@ class RuntimeService:
         self._streaming = streaming
         self._events = events
         self._resizes = Resizes(context, records)
+        self._leftovers: asyncio.Task[None] | None = None
+
+    def restore(self) -> None:
+        """End what clients of an earlier daemon have left; nobody waits for it."""
+        running = [one for one in self._records.containers.values() if one.state == RUNNING]
+        self._leftovers = asyncio.create_task(self._execs.take_away(running))
+
+    def close(self) -> None:
+        """The daemon ends."""
+        if self._leftovers is not None:
+            self._leftovers.cancel()
 
     # the runtime
 
@@ -474,7 +485,8 @@ class RuntimeService:
         async def run(streams: Streams) -> int:
             return await self._execs.stream(container, words, streams, terminal=terminal)
 
-        job = Command(run, words, request.stdin, request.stdout, request.stderr, terminal)
+        doing = "executing command in"
+        job = Command(run, words, doing, request.stdin, request.stdout, request.stderr, terminal)
         return cri.ExecResponse(url=self._streaming.promise("exec", job))
 
     @quick
@@ -487,7 +499,8 @@ class RuntimeService:
             return await self._attaches.attach(container, streams)
 
         terminal = request.tty or container.config.tty
-        job = Command(run, [], request.stdin, request.stdout, request.stderr, terminal)
+        doing = "attaching to"
+        job = Command(run, [], doing, request.stdin, request.stdout, request.stderr, terminal)
         return cri.AttachResponse(url=self._streaming.promise("attach", job))
 
     @quick
@@ -575,6 +588,7 @@ class Cri:
             told = f"cri.streaming-address {self._config['streaming-address']}"
             raise FailedPrecondition(f"streams of containers cannot be served: {told}: {error}") from None
         await self._pods.restore()
+        self._runtime.restore()
 
     def register(self, server: Server) -> None:
         """Serve both services."""
@@ -589,4 +603,5 @@ class Cri:
     async def close(self) -> None:
         """The daemon ends; what it has started goes on, but for the commands of clients with streams."""
         await self._streaming.close()
+        self._runtime.close()
         self._containers.close()

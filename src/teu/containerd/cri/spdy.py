@@ -220,7 +220,7 @@ class Connection:
             stream = self._streams.pop(_SIZE.unpack_from(body)[0] & 0x7FFFFFFF, None)
             if stream is not None:
                 stream.ended_here = True
-                stream.incoming.finish()
+                stream.incoming.finish(broken=True)
         elif kind == PING and len(body) == 4:
             await self._send(control(PING, body))
         elif kind == HEADERS and len(body) >= 4:

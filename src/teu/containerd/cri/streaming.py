@@ -19,11 +19,12 @@ import http
 import json
 import logging
 import secrets
+import select
 import socket
 import ssl
 import struct
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,6 +40,9 @@ TOKENS_MAX = 1000  # given out and not used
 OPENING_SECONDS = 30.0  # for the head of a request, and until all streams are there
 IDLE_SECONDS = 4 * 3600.0
 LEAVING_SECONDS = 5.0  # until a client has taken the last bytes
+LOOK_SECONDS = 5.0  # between two looks whether a client has left whose bytes nobody reads
+LINGER_SECONDS = 1.0  # for what a client still sends to a port that has ended its own side; as containerd
+OPENING_MAX = 1000  # connections that have not shown a token yet: anybody on this machine can make them
 READ_LENGTH = LIMIT
 
 COMMAND_PROTOCOLS = ("v4.channel.k8s.io", "v3.channel.k8s.io", "v2.channel.k8s.io", "channel.k8s.io")
@@ -57,6 +61,7 @@ class Command:
 
     run: Callable[[Streams], Awaitable[int]]
     words: Sequence[str]  # for messages
+    doing: str  # the same: what it is that fails
     stdin: bool
     stdout: bool
     stderr: bool
@@ -140,10 +145,12 @@ class _Socket:
         self._reader = reader
         self._writer = writer
         self.last = time.monotonic()  # when something has moved
+        self._taken = 0  # bytes
 
     async def readexactly(self, count: int) -> bytes:
         """As of a Wire."""
         data = await self._reader.readexactly(count)
+        self._taken += count
         self.last = time.monotonic()
         return data
 
@@ -154,10 +161,22 @@ class _Socket:
         self.last = time.monotonic()
 
     async def watch(self) -> None:
-        """End a connection on which nothing moves for long."""
+        """End a connection on which nothing moves for long, and one whose client has left while nobody reads what it
+        has sent: its end is behind that."""
         while (left := self.last + IDLE_SECONDS - time.monotonic()) > 0:
-            await asyncio.sleep(left)
+            before = self._taken
+            await asyncio.sleep(min(left, LOOK_SECONDS))
+            if self._taken == before and self._has_left():
+                break
         self._writer.transport.abort()
+
+    def _has_left(self) -> bool:
+        descriptor = self._writer.get_extra_info("socket").fileno()
+        if descriptor < 0:
+            return True
+        poll = select.poll()
+        poll.register(descriptor, select.POLLRDHUP)
+        return bool(poll.poll(0))
 
     async def leave(self) -> None:
         """Close it when the client has got everything, or takes too long."""
@@ -198,6 +217,7 @@ class Streaming:
         self._promised: dict[str, tuple[str, Command | Forward, float]] = {}
         self._server: asyncio.Server | None = None
         self._sessions: set[asyncio.Task[Any]] = set()
+        self._opening: set[_Socket] = set()  # of them: such that have not shown a token
 
     @property
     def busy(self) -> bool:
@@ -256,14 +276,19 @@ class Streaming:
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
+        if len(self._opening) >= OPENING_MAX:
+            writer.transport.abort()
+            return
         self._sessions.add(task)
         wire = _Socket(reader, writer)
+        self._opening.add(wire)
         try:
             await until_one_ends((self._serve(reader, wire), wire.watch()))
         except (OSError, EOFError, ProtocolError) as error:
             log.debug("streaming: %s", error)
         finally:
             await wire.leave()
+            self._opening.discard(wire)
             self._sessions.discard(task)
 
     async def _serve(self, reader: asyncio.StreamReader, wire: _Socket) -> None:
@@ -278,6 +303,7 @@ class Streaming:
             if head.method not in ("GET", "POST"):
                 raise _Refused(405, "use GET or POST", {"Allow": "GET, POST"})
             job = self._redeem(head.path)
+            self._opening.discard(wire)
             if head.upgrades_to("websocket"):
                 await _by_websocket(job, head, wire)
             else:
@@ -367,7 +393,7 @@ async def _carry_out(command: Command, streams: Streams, error_sink: Sink, *, as
             status = failure(command.words, code)
     except (Error, OSError) as error:
         text = error.message if isinstance(error, Error) else str(error)
-        status = trouble(f"error executing command in container: {text}")
+        status = trouble(f"error {command.doing} container: {text}")
     if as_json:
         await error_sink.write(json.dumps(status, separators=(",", ":")).encode())
     elif "message" in status:
@@ -379,7 +405,8 @@ class _ForwardStreams:
 
     def __init__(self, forward: Forward, wire: Wire) -> None:
         self._forward = forward
-        self._halves: dict[str, Stream] = {}  # by the connection's name
+        # By the connection's name: the stream that is there, and who waits for the other.
+        self._halves: dict[str, tuple[Stream, asyncio.Task[None]]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._connection = Connection(wire, self._accept)
 
@@ -399,28 +426,28 @@ class _ForwardStreams:
             return False
         # A client that names no connection opens a data stream right after its error stream.
         name = stream.headers.get("requestid") or str(stream.id - 2 if kind == "data" else stream.id)
-        other = self._halves.pop(name, None)
-        if other is None:
-            self._halves[name] = stream
-            self._run(self._half(name, stream))
+        if name not in self._halves:
+            self._halves[name] = stream, self._run(self._half(name, stream))
             return True
+        other, waiting = self._halves[name]
         if other.headers["streamtype"] == kind or other.headers["port"] != port:
-            self._halves[name] = other
             return False
+        del self._halves[name]
+        waiting.cancel()
         data, error = (stream, other) if kind == "data" else (other, stream)
         self._run(self._pair(int(port), data, error))
         return True
 
-    def _run(self, work: Any) -> None:
+    def _run(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     async def _half(self, name: str, stream: Stream) -> None:
         await asyncio.sleep(OPENING_SECONDS)
-        if self._halves.get(name) is stream:
-            del self._halves[name]
-            await stream.reset()
+        del self._halves[name]
+        await stream.reset()
 
     async def _pair(self, port: int, data: Stream, error: Stream) -> None:
         await _forward_one(self._forward, port, data.incoming, data, error)
@@ -430,34 +457,43 @@ class _ForwardStreams:
 
 
 async def _forward_one(forward: Forward, port: int, incoming: Pipe, data: Sink, error_sink: Sink) -> None:
-    """One connection, until the pod's side has ended it; what is wrong is told to the client."""
+    """One connection, until the pod's side has ended it, or the client has given it up; what is wrong is told to the
+    client."""
     try:
         connected = await forward.connect(port)
+        reader, writer = await asyncio.open_connection(sock=connected, limit=READ_LENGTH)
     except (Error, OSError) as error:
         text = error.message if isinstance(error, Error) else str(error)
         told = f"error forwarding port {port} to pod {forward.pod}, uid : {text}"
         await error_sink.write(told.encode())
         return
-    reader, writer = await asyncio.open_connection(sock=connected, limit=READ_LENGTH)
-
-    async def inwards() -> None:
-        try:
-            while piece := await incoming.read():
-                writer.write(piece)
-                await writer.drain()
-            writer.write_eof()
-        except OSError:
-            incoming.drop()
-
-    task = asyncio.create_task(inwards())
+    inwards = asyncio.create_task(_forward_inwards(incoming, writer))
     try:
         while piece := await reader.read(READ_LENGTH):
             await data.write(piece)
-    except OSError as error:
+        await data.end()
+        async with asyncio.timeout(LINGER_SECONDS):
+            await inwards
+            writer.close()
+            await writer.wait_closed()
+    except OSError as error:  # of time, too
         log.debug("port %d of pod %s: %s", port, forward.pod, error)
     finally:
-        task.cancel()
-        writer.close()
+        inwards.cancel()
+        writer.transport.abort()  # does not wait for a pod that takes nothing
+
+
+async def _forward_inwards(incoming: Pipe, writer: asyncio.StreamWriter) -> None:
+    try:
+        while piece := await incoming.read():
+            writer.write(piece)
+            await writer.drain()
+        if incoming.broken:
+            writer.transport.abort()  # what the pod still sends is nobody's
+        else:
+            writer.write_eof()
+    except OSError:
+        incoming.drop()
 
 
 # WebSocket

@@ -58,10 +58,10 @@ class WebSocket:
         return None
 
     async def _message(self) -> bytes:
-        parts: list[bytes] = []
+        message = bytearray()  # not a list: pieces may be many, and empty
         begun = False
         while True:
-            final, kind, data = await self._frame(MESSAGE_MAX - sum(map(len, parts)))
+            final, kind, data = await self._frame(MESSAGE_MAX - len(message))
             if kind == CLOSE:
                 raise _Closed(_NORMAL)
             if kind == PING:
@@ -71,9 +71,9 @@ class WebSocket:
             if (kind == CONTINUATION) != begun or kind > BINARY:
                 raise _Closed(_PROTOCOL)
             begun = True
-            parts.append(data)
+            message += data
             if final:
-                return b"".join(parts)
+                return bytes(message)
 
     async def _frame(self, limit: int) -> tuple[bool, int, bytes]:
         first, second = await self._wire.readexactly(2)
