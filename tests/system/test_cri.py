@@ -615,6 +615,65 @@ def test_figures_of_pods() -> None:
         assert one.refused("PodSandboxStats", pod_sandbox_id="nosuch")[0] == "NOT_FOUND"
 
 
+def metrics_of(one: Client, pod: Any) -> Any:
+    return next(item for item in one.call("ListPodSandboxMetrics").pod_metrics if item.pod_sandbox_id == pod[0])
+
+
+def test_metrics() -> None:
+    with crihouse.ours() as one:
+        keys = {each.name: list(each.label_keys) for each in one.call("ListMetricDescriptors").descriptors}
+        pod = one.run_pod("busy")
+        host = one.run_pod("host", **HOST_NETWORK)
+        serve = "head -c 3000000 /dev/zero > /file; nc -l -p 80 & while true; do :; done"
+        id = one.run_container(pod, "busy", ["sh", "-c", serve], linux={"resources": {"oom_score_adj": 5}})
+
+        def counted() -> Any:
+            [container] = metrics_of(one, pod).container_metrics
+            by_name = {each.name: each for each in container.metrics}
+            used = by_name["container_cpu_usage_seconds_total"].value.value
+            sockets = by_name["container_sockets"].value.value
+            return (container, by_name) if used and sockets else None
+
+        container, by_name = peers.wait_until(counted, "a second of a processor is used")
+        assert container.container_id == id
+        told = metrics_of(one, pod)
+        for each in (*told.metrics, *container.metrics):
+            labels = dict(zip(keys[each.name], each.label_values, strict=True))
+            assert (labels["namespace"], labels["pod"]) == ("default", "busy") and each.timestamp
+        labels = dict(zip(keys["container_processes"], by_name["container_processes"].label_values, strict=True))
+        assert (labels["name"], labels["container"], labels["image"]) == (id, "busy", peers.IMAGE)
+        assert labels["id"] == f"/teu.slice/cri-containerd-{id}.scope"
+        assert by_name["container_processes"].value.value == by_name["container_threads"].value.value == 2
+        assert by_name["container_sockets"].value.value == 1
+        assert by_name["container_fs_usage_bytes"].value.value > 2_900_000
+        limit = one.exec(id, "sh", "-c", "ulimit -n").stdout
+        assert by_name["container_ulimits_soft"].value.value == int(limit)
+        received = [each for each in told.metrics if each.name == "container_network_receive_bytes_total"]
+        assert [each.label_values[-1] for each in received] == ["eth0"]
+        assert not metrics_of(one, host).metrics and not metrics_of(one, host).container_metrics
+        streamed = one.runtime.StreamPodSandboxMetrics(cri.StreamPodSandboxMetricsRequest(), timeout=60)
+        assert {each.pod_sandbox_id for some in streamed for each in some.pod_sandbox_metrics} == {pod[0], host[0]}
+        one.call("StopPodSandbox", pod_sandbox_id=pod[0])
+        assert [each.pod_sandbox_id for each in one.call("ListPodSandboxMetrics").pod_metrics] == [host[0]]
+
+
+@pytest.mark.needs("memory", "cpu", "pids")
+def test_metrics_of_controllers() -> None:
+    with crihouse.ours() as one:
+        names = {each.name for each in one.call("ListMetricDescriptors").descriptors}
+        pod = one.run_pod("limited")
+        limits = {"cpu_period": 100_000, "cpu_quota": 20_000, "cpu_shares": 1024, "memory_limit_in_bytes": 64 << 20}
+        one.run_container(pod, "c", ["sleep", "1000"], linux={"resources": limits})
+        told = metrics_of(one, pod)
+        found = {each.name: each.value.value for each in (*told.metrics, *told.container_metrics[0].metrics)}
+        # Nothing has been read from a disk, maybe; hugetlb and PSI are the kernel's choice.
+        optional = ("container_fs_reads", "container_fs_writes", "container_blkio", "container_hugetlb")
+        missing = {name for name in names - found.keys() if not name.startswith((*optional, "container_pressure"))}
+        assert not missing
+        assert found["container_spec_memory_limit_bytes"] == 64 << 20 and found["container_spec_cpu_quota"] == 20_000
+        assert 0 < found["container_memory_usage_bytes"] <= found["container_memory_max_usage_bytes"] < 64 << 20
+
+
 # What no daemon's end may touch
 
 

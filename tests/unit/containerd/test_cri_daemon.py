@@ -59,12 +59,14 @@ def test_who_answers(node: Node) -> None:
 def test_lists_are_empty(node: Node) -> None:
     assert not node.call("ListPodSandbox").items and not node.call("ListContainers").containers
     assert not node.call("ListContainerStats").stats and not node.call("ListPodSandboxStats").stats
-    assert not node.call("ListImages").images
+    assert not node.call("ListImages").images and not node.call("ListPodSandboxMetrics").pod_metrics
+    assert node.call("ListMetricDescriptors").descriptors
     for method in (
         "StreamPodSandboxes",
         "StreamContainers",
         "StreamContainerStats",
         "StreamPodSandboxStats",
+        "StreamPodSandboxMetrics",
         "StreamImages",
     ):
         assert list(node.call(method)) == []
@@ -104,8 +106,6 @@ def test_what_is_no_request(node: Node, method: str, fields: dict[str, Any]) -> 
 
 
 def test_what_is_to_come(node: Node) -> None:
-    for method in ("ListMetricDescriptors", "ListPodSandboxMetrics"):
-        assert node.code(method) == "UNIMPLEMENTED"
     assert node.code("CheckpointContainer", container_id="x") == "UNIMPLEMENTED"
 
 

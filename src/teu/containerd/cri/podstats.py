@@ -25,6 +25,7 @@ from teu.linux.cgroup_files import MAX, UINT64_MAX
 log = logging.getLogger("teu.containerd.cri")
 
 _RECEIVED, _SENT, _ERRORS = 0, 8, 2  # columns of /proc/net/dev (proc_net(5))
+_COLUMNS = 16
 
 
 def cgroup_of(parent: str) -> str:
@@ -74,23 +75,19 @@ def _press(folder: str, name: str, part: Any) -> None:
         stall.total = int(values["total"])
 
 
-def interfaces(text: str) -> list[Any]:
-    """NetworkInterfaceUsage of each interface in /proc/net/dev but the loopback's."""
-    found = []
+def interfaces(text: str) -> dict[str, list[int]]:
+    """The columns of /proc/net/dev by the interfaces' names, without the loopback's."""
+    found = {}
     for line in text.splitlines()[2:]:
         name, _, rest = line.partition(":")
         counts = [int(word) for word in rest.split()]
-        if name.strip() == "lo" or len(counts) < 2 * _SENT:
-            continue
-        usage = cri.NetworkInterfaceUsage(name=name.strip())
-        usage.rx_bytes.value, usage.rx_errors.value = counts[_RECEIVED], counts[_RECEIVED + _ERRORS]
-        usage.tx_bytes.value, usage.tx_errors.value = counts[_SENT], counts[_SENT + _ERRORS]
-        found.append(usage)
+        if name.strip() != "lo" and len(counts) >= _COLUMNS:
+            found[name.strip()] = counts
     return found
 
 
-def network(path: str) -> Any:
-    """NetworkUsage of a network namespace. OSError."""
+def counters(path: str) -> dict[str, list[int]]:
+    """The same of a network namespace. OSError."""
 
     def read() -> str:
         with open("/proc/thread-self/net/dev") as file:
@@ -98,15 +95,19 @@ def network(path: str) -> Any:
 
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        text = netns.run_in(descriptor, read)
+        return interfaces(netns.run_in(descriptor, read))
     finally:
         os.close(descriptor)
+
+
+def network(path: str) -> Any:
+    """NetworkUsage of a network namespace. OSError."""
     usage = cri.NetworkUsage(timestamp=time.time_ns())
-    for one in interfaces(text):
-        if one.name == INTERFACE:
-            usage.default_interface.CopyFrom(one)
-        else:
-            usage.interfaces.append(one)
+    for name, counts in counters(path).items():
+        one = usage.default_interface if name == INTERFACE else usage.interfaces.add()
+        one.name = name
+        one.rx_bytes.value, one.rx_errors.value = counts[_RECEIVED], counts[_RECEIVED + _ERRORS]
+        one.tx_bytes.value, one.tx_errors.value = counts[_SENT], counts[_SENT + _ERRORS]
     return usage
 
 

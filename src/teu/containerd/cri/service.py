@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """runtime.v1.RuntimeService: `pods` and `containers` on the wire. Made by `daemon`, where the configuration has it.
 
-What it does not have answers UNIMPLEMENTED: metrics of pods (kubelet has them from cgroups) and checkpoints.
+What it does not have answers UNIMPLEMENTED: checkpoints.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from google.protobuf import json_format
 from teu.api.cri.v1 import cri_pb2 as cri
 from teu.containerd.core.errors import Error, FailedPrecondition, InvalidArgument, NotFound, Unimplemented
 from teu.containerd.core.version import advertised
-from teu.containerd.cri import forward
+from teu.containerd.cri import forward, metrics
 from teu.containerd.cri.attach import Attaches
 from teu.containerd.cri.containers import Containers
 from teu.containerd.cri.events import Events
@@ -125,6 +125,7 @@ class RuntimeService:
         self._attaches = Attaches(context, containers)
         self._stats = Stats(context)
         self._pod_stats = PodStats(context, records, self._stats)
+        self._metrics = metrics.Metrics(context, records, self._stats)
         self._streaming = streaming
         self._events = events
         self._resizes = Resizes(context, records)
@@ -427,6 +428,31 @@ class RuntimeService:
             if self._pods.ready(pod) and _selected(pod.config.labels, wanted.label_selector)
         ]
         return await self._pod_stats.of(chosen)
+
+    # metrics
+
+    @quick
+    def ListMetricDescriptors(
+        self, request: cri.ListMetricDescriptorsRequest, call: Call
+    ) -> cri.ListMetricDescriptorsResponse:
+        """The names of all figures, and of their labels."""
+        return cri.ListMetricDescriptorsResponse(descriptors=metrics.descriptors())
+
+    async def ListPodSandboxMetrics(
+        self, request: cri.ListPodSandboxMetricsRequest, call: Call
+    ) -> cri.ListPodSandboxMetricsResponse:
+        """The figures of the ready pods, and of their running containers."""
+        return cri.ListPodSandboxMetricsResponse(pod_metrics=await self._listed_metrics())
+
+    async def StreamPodSandboxMetrics(
+        self, request: cri.StreamPodSandboxMetricsRequest, call: Call
+    ) -> AsyncIterator[cri.StreamPodSandboxMetricsResponse]:
+        """The same in pieces."""
+        for some in _pieces(await self._listed_metrics()):
+            yield cri.StreamPodSandboxMetricsResponse(pod_sandbox_metrics=some)
+
+    async def _listed_metrics(self) -> list[Any]:
+        return await self._metrics.of([pod for pod in self._records.pods.values() if self._pods.ready(pod)])
 
     # resources
 

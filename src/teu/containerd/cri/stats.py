@@ -9,12 +9,13 @@ through.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import threading
 import time
 from collections.abc import Sequence, Set
-from typing import Any
+from typing import Any, NamedTuple
 
 from teu.api.cgroups.v2 import metrics_pb2
 from teu.api.cri.v1 import cri_pb2 as cri
@@ -29,6 +30,7 @@ log = logging.getLogger("teu.containerd.cri")
 _METRICS = "io.containerd.cgroups.v2.Metrics"
 RATE_SECONDS = 1.0  # at least, between the two figures that make a rate
 WALK_SECONDS, WALK_SHARE = 10.0, 50  # a layer is walked through so seldom, and so many times its cost
+FIRST_SECONDS = 1.0  # for the first walk, by those who do not come again soon
 _UNLIMITED = 1 << 63
 
 
@@ -51,34 +53,51 @@ def rate(before: tuple[int, int], now: tuple[int, int]) -> int:
     return max(0, (now[1] - before[1]) * 10**9 // passed) if passed > 0 else 0
 
 
+class Layer(NamedTuple):
+    """What a container has written."""
+
+    at: int  # when it was counted: nanoseconds since 1970
+    usage: Usage
+
+
 class Layers:
     """What containers have written, as it was counted last."""
 
     def __init__(self, context: Context) -> None:
         self._context = context
-        # By container: nanoseconds since 1970, what was counted, and when to count again.
-        self._known: dict[str, tuple[int, Usage, float]] = {}
+        # By container: what was counted, None where that has failed, and when to count again.
+        self._known: dict[str, tuple[Layer | None, float]] = {}
         self._walking = threading.Lock()
 
     def of(self, container: Container) -> Any:
         """FilesystemUsage; None where it is not counted yet."""
-        if container.id not in self._known:
+        layer = self.counted(container)
+        if layer is None:
             return None
-        at, usage, _ = self._known[container.id]
         place = os.path.join(self._context.root, "snapshots")
         return cri.FilesystemUsage(
-            timestamp=at,
+            timestamp=layer.at,
             fs_id=cri.FilesystemIdentifier(mountpoint=os.path.realpath(place)),
-            used_bytes=_value(usage.size),
-            inodes_used=_value(usage.inodes),
+            used_bytes=_value(layer.usage.size),
+            inodes_used=_value(layer.usage.inodes),
         )
+
+    def counted(self, container: Container) -> Layer | None:
+        """None where it is not counted yet."""
+        return self._known.get(container.id, (None, 0.0))[0]
+
+    async def first(self, containers: Sequence[Container]) -> None:
+        """Wait for the first figures of those that `count` was told of, but not for long."""
+        deadline = time.monotonic() + FIRST_SECONDS
+        while time.monotonic() < deadline and any(one.id not in self._known for one in containers):
+            await asyncio.sleep(0.01)
 
     def count(self, containers: Sequence[Container], known: set[str]) -> None:
         """Have the layers counted whose figures are old, aside; `known` are the ids of all containers."""
         for id in self._known.keys() - known:
             self._known.pop(id, None)
         now = time.monotonic()
-        due = [one for one in containers if one.id not in self._known or self._known[one.id][2] <= now]
+        due = [one for one in containers if self._known.get(one.id, (None, now))[1] <= now]
         if due and self._walking.acquire(blocking=False):
             threading.Thread(target=self._count, args=(due,), name="cri-layers", daemon=True).start()
 
@@ -86,14 +105,14 @@ class Layers:
         try:
             for one in due:
                 began = time.monotonic()
+                layer = None
                 try:
                     usage = self._context.snapshots.usage(NAMESPACE, one.snapshotter, one.id)
+                    layer = Layer(time.time_ns(), usage)
                 except (Error, OSError) as error:
                     log.debug("the layer of container %s is not counted: %s", one.id, error)
-                    continue
                 ended = time.monotonic()
-                again = ended + max(WALK_SECONDS, WALK_SHARE * (ended - began))
-                self._known[one.id] = time.time_ns(), usage, again
+                self._known[one.id] = layer, ended + max(WALK_SECONDS, WALK_SHARE * (ended - began))
         finally:
             self._walking.release()
 
@@ -163,30 +182,39 @@ class Stats:
 
     def __init__(self, context: Context) -> None:
         self._context = context
-        self._layers = Layers(context)
+        self.layers = Layers(context)
         self._rates = Rates()
 
     async def of(self, containers: Sequence[Container], known: set[str]) -> list[Any]:
         """ContainerStats of each, as far as its shim answers; `known` are the ids of all containers."""
+        measured = await self.measured(containers, known)
+        self._rates.keep(known)
+        return [self._message(one, measured.get(one.id)) for one in containers]
+
+    async def measured(self, containers: Sequence[Container], known: set[str]) -> dict[str, tuple[int, Any]]:
+        """By their ids: (nanoseconds since 1970, io.containerd.cgroups.v2.Metrics) of those that run and whose shims
+        answer. Their layers are counted where it is time."""
         running = {one.id for one in containers if one.state == RUNNING}
 
         def accept(adapt: Adaptor) -> bool:
             return adapt(["id"]) in running
 
-        measured = {one.id: one for one in await self._context.tasks.stats(NAMESPACE, accept)} if running else {}
-        self._layers.count(containers, known)
-        self._rates.keep(known)
-        return [self._message(one, measured.get(one.id)) for one in containers]
+        found = await self._context.tasks.stats(NAMESPACE, accept) if running else []
+        self.layers.count(containers, known)
+        return {
+            one.id: (one.at, metrics_pb2.Metrics.FromString(one.value))
+            for one in found
+            if one.type_url.endswith(_METRICS)
+        }
 
-    def _message(self, container: Container, measured: Any) -> Any:
+    def _message(self, container: Container, measured: tuple[int, Any] | None) -> Any:
         config = container.config
         stats = cri.ContainerStats(
             attributes=cri.ContainerAttributes(
                 id=container.id, metadata=config.metadata, labels=config.labels, annotations=config.annotations
             ),
-            writable_layer=self._layers.of(container),
+            writable_layer=self.layers.of(container),
         )
-        if measured is not None and measured.type_url.endswith(_METRICS):
-            metrics = metrics_pb2.Metrics.FromString(measured.value)
-            fill(stats, self._rates, container.id, measured.at, metrics)
+        if measured is not None:
+            fill(stats, self._rates, container.id, *measured)
         return stats
