@@ -664,7 +664,7 @@ def test_connections_inside() -> None:
         asyncio.run(main())
 
     async def refused() -> None:
-        with pytest.raises(OSError, match="failed to connect to localhost:.*IPv4: .*IPv6: "):
+        with pytest.raises(OSError, match="failed to connect to localhost:.*IPv4: Connection refused, IPv6: "):
             await forward.connect(None, "", port)  # type: ignore[arg-type]
 
     asyncio.run(refused())

@@ -44,6 +44,8 @@ class Attaches:
             try:
                 # by the folder's descriptor: a socket's path is short
                 await loop.sock_connect(outputs, f"/proc/self/fd/{place}/{ATTACH_SOCKET}")
+            except (FileNotFoundError, ConnectionRefusedError):
+                raise FailedPrecondition(f"container {container.id} is not running") from None  # it has just ended
             finally:
                 os.close(place)
             tasks = [asyncio.create_task(self._outputs(outputs, streams))]

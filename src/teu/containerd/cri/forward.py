@@ -49,7 +49,8 @@ async def connect(pool: Executor, namespace: str, port: int) -> socket.socket:
                 async with asyncio.timeout(CONNECT_SECONDS):
                     await loop.sock_connect(one, (host, port))
             except OSError as error:
-                wrong.append(f"{version}: {error.strerror or 'no answer'}")
+                # not its own text: that is the event loop's, without the reason
+                wrong.append(f"{version}: {os.strerror(error.errno) if error.errno else 'no answer'}")
                 continue
             made.remove(one)
             return one
