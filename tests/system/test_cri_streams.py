@@ -152,6 +152,31 @@ def test_a_client_that_leaves_has_its_command_killed(pods: list[tuple[Client, An
     one.call("RemoveContainer", container_id=id)
 
 
+def test_a_command_that_a_killed_daemon_has_left_is_taken_away() -> None:
+    with crihouse.ours() as one:
+        id = one.run_container(one.run_pod("killed"), "c", ["sleep", "100000"])
+        with execute(one, id, "sh", "-c", "echo here; exec sleep 4711") as session:
+            session.until(b"here")
+            one.daemon.kill()
+        assert isinstance(one.daemon, crihouse.TeuContainerd)
+        crihouse.launch(one.daemon, one.folder)
+        one.connect()
+        peers.wait_until(lambda: b"sleep 4711" not in one.exec(id, "ps", "-o", "args").stdout, "it is killed")
+        folder = one.daemon.run / "state/cri" / id
+        peers.wait_until(lambda: not list(folder.glob("exec-*")), "nothing is left of it")
+        assert one.status(id).state == cri.CONTAINER_RUNNING
+
+
+def test_a_client_that_leaves_though_its_command_reads_nothing(pods: list[tuple[Client, Any]]) -> None:
+    one, pod = pods[0]
+    id = one.run_container(pod, "deaf", ["sleep", "100000"])
+    with execute(one, id, "sleep", "4711") as session:
+        session.write(b"x" * 700_000)  # more than is kept for it, and less than the connection takes
+        peers.wait_until(lambda: b"sleep 4711" in one.exec(id, "ps", "-o", "args").stdout, "it runs")
+    peers.wait_until(lambda: b"sleep 4711" not in one.exec(id, "ps", "-o", "args").stdout, "it is killed")
+    one.call("RemoveContainer", container_id=id)
+
+
 def test_addresses_are_good_once(sleepers: list[tuple[Client, str]]) -> None:
     for one, id in sleepers:
         url = ask(one, "Exec", id, ("stdout",), ("true",))
