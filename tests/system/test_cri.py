@@ -632,9 +632,10 @@ def test_metrics() -> None:
             by_name = {each.name: each for each in container.metrics}
             used = by_name["container_cpu_usage_seconds_total"].value.value
             sockets = by_name["container_sockets"].value.value
-            return (container, by_name) if used and sockets else None
+            written = by_name["container_fs_usage_bytes"].value.value > 2_900_000
+            return (container, by_name) if used and sockets and written else None
 
-        container, by_name = peers.wait_until(counted, "a second of a processor is used")
+        container, by_name = peers.wait_until(counted, "it has done what it does, and its layer is counted again", 60)
         assert container.container_id == id
         told = metrics_of(one, pod)
         for each in (*told.metrics, *container.metrics):
@@ -645,7 +646,6 @@ def test_metrics() -> None:
         assert labels["id"] == f"/teu.slice/cri-containerd-{id}.scope"
         assert by_name["container_processes"].value.value == by_name["container_threads"].value.value == 2
         assert by_name["container_sockets"].value.value == 1
-        assert by_name["container_fs_usage_bytes"].value.value > 2_900_000
         limit = one.exec(id, "sh", "-c", "ulimit -n").stdout
         assert by_name["container_ulimits_soft"].value.value == int(limit)
         received = [each for each in told.metrics if each.name == "container_network_receive_bytes_total"]
@@ -706,19 +706,25 @@ def test_nothing_is_lost_when_the_daemon_dies() -> None:
         assert one.network.addresses() == []
 
 
-@pytest.mark.parametrize("full", [True, False])
-def test_a_pod_ends_though_its_shim_does_not_answer(full: bool) -> None:
+@pytest.mark.parametrize("what", ["runs", "starts", "nothing"])
+def test_a_pod_ends_though_its_shim_does_not_answer(what: str) -> None:
     with crihouse.ours() as one:
         pod, other = one.run_pod("stuck"), one.run_pod("other")
-        if full:
+        if what == "starts":
+            id = one.create(pod, "c", ["sleep", "1001"])
+        elif what == "runs":
             id = one.run_container(pod, "c", ["sleep", "1001"])
             pid = json.loads(one.call("ContainerStatus", container_id=id, verbose=True).info["info"])["pid"]
         shim = f"teu-pod-{pod[0][:12]}.scope"
         peers.run("systemctl", "kill", "--signal=STOP", shim)
         one.call("Status")
+        if what == "starts":
+            start = one.runtime.StartContainer.future(cri.StartContainerRequest(container_id=id), timeout=200)
         assert one.exec(one.run_container(other, "c", ["sleep", "1000"]), "echo", "there").stdout == b"there\n"
         one.call("StopPodSandbox", _deadline=110, pod_sandbox_id=pod[0])
-        if full:
+        if what == "starts":
+            assert start.exception() is not None and one.ended(id).reason == "StartError"
+        if what == "runs":
             assert one.status(id).state == cri.CONTAINER_EXITED
             peers.wait_until(lambda: not Path(f"/proc/{pid}").exists(), "its process is gone")
         one.call("RemovePodSandbox", pod_sandbox_id=pod[0])

@@ -15,7 +15,7 @@ from containerd_parts import make_context
 from teu.api.cri.v1 import cri_pb2 as cri
 from teu.api.services.containers.v1 import containers_pb2
 from teu.containerd.core.errors import DeadlineExceeded, NotFound, ResourceExhausted
-from teu.containerd.cri import containers, events, pods, service
+from teu.containerd.cri import containers, events, pods, resize, service
 from teu.containerd.cri.events import Events
 from teu.containerd.cri.records import CONTAINER_EXTENSION, RUNNING, Container, Pod, Records
 from teu.containerd.cri.resize import Resizes, merged
@@ -129,10 +129,41 @@ def test_the_shim_of_a_pod_is_killed_by_its_scope(tmp_path: Path, monkeypatch: p
 def test_a_shim_has_so_long_to_answer() -> None:
     async def main() -> None:
         with pytest.raises(DeadlineExceeded):
-            await containers._answered(asyncio.Event().wait(), 0.01)
-        assert await containers._answered(asyncio.sleep(0, "answer"), 1) == "answer"
+            await containers.answered(asyncio.Event().wait(), 0.01)
+        assert await containers.answered(asyncio.sleep(0, "answer"), 1) == "answer"
 
     asyncio.run(main())
+
+
+def test_a_stop_waits_so_long_for_what_is_under_way(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(containers, "BUSY_SECONDS", 0.05)
+    records, pod = pod_of(context)
+    container = container_of(context, records, pod)
+    made = containers.Containers(context, records, None)  # type: ignore[arg-type]
+
+    async def main() -> None:
+        async with container.lock:
+            with pytest.raises(DeadlineExceeded):
+                await made.stop_one(container, 1)
+        await made.stop_one(container, 1)  # it does not run
+        await asyncio.wait_for(container.lock.acquire(), 1)
+
+    asyncio.run(main())
+
+
+def test_a_change_waits_so_long_for_its_shim(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resize, "ANSWER_SECONDS", 0.05)
+    records, pod = pod_of(context)
+    container = container_of(context, records, pod)
+    container.state = RUNNING
+
+    async def hang(*_: Any) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(context.tasks, "update", hang)
+    with pytest.raises(DeadlineExceeded):
+        asyncio.run(Resizes(context, records).container(container, cri.LinuxContainerResources(cpu_shares=20), {}))
+    assert container.config.linux.resources.cpu_shares == 10 and not container.lock.locked()
 
 
 # Events

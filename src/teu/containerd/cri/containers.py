@@ -65,6 +65,8 @@ START_FAILED, UNKNOWN_EXIT = 128, 255
 PATIENCE_SECONDS = 1.0  # between two questions to a shim that does not answer
 KILL_SECONDS = 60.0  # until a container that was sent SIGKILL must have ended
 SIGNAL_SECONDS = 10.0  # for a shim to pass a signal on
+ANSWER_SECONDS = 60.0  # for a shim to start a pod's init, or to change a container's limits
+BUSY_SECONDS = 30.0  # for a start or a change that is under way to come to its end, before a stop
 DELETE_SECONDS = 60.0  # for a shim to delete a task, of which others may still take the output
 LEASE_SECONDS = 3600
 INIT = "catatonit"
@@ -92,12 +94,18 @@ def signal_name(config: Any, image: dict[str, Any]) -> str:
     return text.upper().removeprefix("SIG")
 
 
-async def _answered(call: Awaitable[T], seconds: float) -> T:
+async def answered(call: Awaitable[T], seconds: float) -> T:
     """The answer to a call of a shim. DeadlineExceeded where none comes."""
     try:
         return await asyncio.wait_for(call, seconds)
     except TimeoutError:
         raise DeadlineExceeded("its shim does not answer") from None
+
+
+async def _settled(container: Container) -> None:
+    """Wait for what is under way at a container."""
+    async with container.lock:
+        pass
 
 
 class Containers:
@@ -339,12 +347,12 @@ class Containers:
         """End and delete a task, if there is one."""
         tasks = self._context.tasks
         try:
-            await _answered(tasks.kill(NAMESPACE, id, signal.SIGKILL, everyone=True), SIGNAL_SECONDS)
+            await answered(tasks.kill(NAMESPACE, id, signal.SIGKILL, everyone=True), SIGNAL_SECONDS)
             await asyncio.wait_for(tasks.wait(NAMESPACE, id), KILL_SECONDS)
         except (Error, TimeoutError):
             pass  # it has ended, or there is none; else the deletion says what is in the way
         try:
-            await _answered(tasks.delete(NAMESPACE, id), DELETE_SECONDS)
+            await answered(tasks.delete(NAMESPACE, id), DELETE_SECONDS)
         except NotFound:
             pass
         except Error as error:
@@ -402,18 +410,17 @@ class Containers:
 
     async def stop_one(self, container: Container, timeout: float) -> None:
         """The same. DeadlineExceeded where not even SIGKILL ends it, or its shim does not answer."""
-        async with container.lock:
-            pass  # a start that is under way
+        await answered(_settled(container), BUSY_SECONDS)
         if container.state != RUNNING:
             return
         tasks = self._context.tasks
         try:
             if timeout > 0:
                 number = signals.number(container.stop_signal)
-                await _answered(tasks.kill(NAMESPACE, container.id, number), SIGNAL_SECONDS)
+                await answered(tasks.kill(NAMESPACE, container.id, number), SIGNAL_SECONDS)
                 if await self._has_ended(container, timeout):
                     return
-            await _answered(tasks.kill(NAMESPACE, container.id, signal.SIGKILL, everyone=True), SIGNAL_SECONDS)
+            await answered(tasks.kill(NAMESPACE, container.id, signal.SIGKILL, everyone=True), SIGNAL_SECONDS)
         except NotFound:
             pass  # its end is about to be told
         await self.see_end(container)
@@ -472,8 +479,9 @@ class Containers:
                 raise Unimplemented(f"a pod whose containers share process ids needs {INIT}: install it")
             joined = {kind: path for kind in ("network", "ipc", "uts") if (path := self.namespace_path(pod, kind))}
             await self._thread(self._store_init, pod, spec.of_init(program, joined))
-            pid = await tasks.create(NAMESPACE, id, Stdio())
-            await tasks.start(NAMESPACE, id)
+            # The pod's end waits for this.
+            pid = await answered(tasks.create(NAMESPACE, id, Stdio()), ANSWER_SECONDS)
+            await answered(tasks.start(NAMESPACE, id), ANSWER_SECONDS)
             return pid
 
     def _store_init(self, pod: Pod, made: spec.Json) -> None:

@@ -33,6 +33,7 @@ LIMIT = 16 << 20  # bytes of each stream; what comes behind is dropped, as of co
 _READ = 256 << 10
 _DRAIN_SECONDS = 10.0  # for the last output, which other processes may hold open
 _SETTLE_SECONDS = 10.0  # for an answer of a shim that nobody waits for any more
+_CLEAN_SECONDS = 40.0  # for a shim to kill and delete a command, of which others may still take the output
 _PREFIX = "exec-"  # of commands' names, and of the folders of their FIFOs
 
 T = TypeVar("T")
@@ -256,14 +257,15 @@ class Execs:
     async def _clean(self, container: Container, name: str) -> None:
         tasks = self._context.tasks
         try:
-            await tasks.delete_process(NAMESPACE, container.id, name)
-            return
-        except Error:
-            pass  # it runs, or the container has ended
-        try:
-            await tasks.kill(NAMESPACE, container.id, signal.SIGKILL, name)
-            await asyncio.wait_for(tasks.wait(NAMESPACE, container.id, name), 10)
-            await tasks.delete_process(NAMESPACE, container.id, name)
+            async with asyncio.timeout(_CLEAN_SECONDS):
+                try:
+                    await tasks.delete_process(NAMESPACE, container.id, name)
+                    return
+                except Error:
+                    pass  # it runs, or the container has ended
+                await tasks.kill(NAMESPACE, container.id, signal.SIGKILL, name)
+                await tasks.wait(NAMESPACE, container.id, name)
+                await tasks.delete_process(NAMESPACE, container.id, name)
         except (Error, TimeoutError):
             pass  # with the container it goes, too
 

@@ -24,7 +24,7 @@ from teu.api.events import sandbox_pb2 as sandbox_events
 from teu.api.types import sandbox_pb2
 from teu.containerd.core.errors import AlreadyExists, DeadlineExceeded, Error, InvalidArgument, NotFound
 from teu.containerd.cri import checks, files, namespaces
-from teu.containerd.cri.containers import Containers, hostname_of
+from teu.containerd.cri.containers import ANSWER_SECONDS, Containers, answered, hostname_of
 from teu.containerd.cri.network import Networks, capabilities
 from teu.containerd.cri.records import NAMESPACE, Pod, Records
 from teu.containerd.state import Context
@@ -182,7 +182,7 @@ class Pods:
         )
         events.publish(NAMESPACE, "/sandboxes/create", sandbox_events.SandboxCreate(sandbox_id=pod.id))
         sandbox = manager.get(NAMESPACE, pod.id)
-        await sandbox.call("StartSandbox", sandbox_id=pod.id)
+        await answered(sandbox.call("StartSandbox", sandbox_id=pod.id), ANSWER_SECONDS)
         sandbox.shim.note(started=True)
         events.publish(NAMESPACE, "/sandboxes/start", sandbox_events.SandboxStart(sandbox_id=pod.id))
         manager.watch(NAMESPACE, pod.id)

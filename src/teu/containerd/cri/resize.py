@@ -17,6 +17,7 @@ from google.protobuf import any_pb2
 from teu.api.cri.v1 import cri_pb2 as cri
 from teu.api.services.containers.v1 import containers_pb2
 from teu.containerd.cri import spec
+from teu.containerd.cri.containers import ANSWER_SECONDS, answered
 from teu.containerd.cri.records import CONTAINER_EXTENSION, NAMESPACE, RUNNING, Container, Records
 from teu.containerd.state import Context
 from teu.oci import jsontext
@@ -47,20 +48,22 @@ class Resizes:
         self._records = records
 
     async def container(self, container: Container, asked: Any, annotations: dict[str, str]) -> None:
-        """What the runtime says of resources that cannot be is raised, and then nothing has changed."""
+        """What the runtime says of resources that cannot be is raised, and then nothing has changed. DeadlineExceeded
+        for a shim that does not answer: a stop does not wait for it for ever."""
         async with container.lock:
             wanted = merged(container.config.linux.resources, asked)
             limits = spec.resources(wanted)
             if container.state == RUNNING:
                 packed = any_pb2.Any(type_url=RESOURCES_TYPE, value=json.dumps(limits).encode())
-                await self._context.tasks.update(NAMESPACE, container.id, packed, annotations)
+                change = self._context.tasks.update(NAMESPACE, container.id, packed, annotations)
+                await answered(change, ANSWER_SECONDS)
                 if asked.oom_score_adj:
                     await self._adjust(container, asked.oom_score_adj)
             loop = asyncio.get_running_loop()
             await loop.run_in_executor(self._context.pool, self._store, container, wanted, limits, annotations)
 
     async def _adjust(self, container: Container, score: int) -> None:
-        for process in await self._context.tasks.pids(NAMESPACE, container.id):
+        for process in await answered(self._context.tasks.pids(NAMESPACE, container.id), ANSWER_SECONDS):
             try:
                 with open(f"/proc/{process.pid}/oom_score_adj", "w") as file:
                     file.write(str(score))
