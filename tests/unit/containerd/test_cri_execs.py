@@ -109,8 +109,10 @@ def test_commands_of_an_earlier_daemon_are_taken_away(tmp_path: Path) -> None:
                 (tmp_path / "c" / name).mkdir()
                 (tmp_path / "c" / name / "stdout").touch()
             ended = SimpleNamespace(id="none", state=RUNNING)
-            await commands.take_away([container, ended])
+            left = commands.left([container, ended])
+            (tmp_path / "c" / "exec-4").mkdir()  # it is of this daemon
+            await commands.take_away(left)
             assert tasks.processes == {"another": "running"}
-            assert os.listdir(tmp_path / "c") == ["stays"]
+            assert sorted(os.listdir(tmp_path / "c")) == ["exec-4", "stays"]
 
     asyncio.run(main())

@@ -5,13 +5,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
 import secrets
 import signal
-from collections.abc import AsyncIterator, Coroutine, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Coroutine, Iterable, Sequence
 from typing import Any, TypeVar
 
 from google.protobuf import any_pb2
@@ -130,19 +130,24 @@ class Execs:
         self._context = context
         self._containers = containers
 
-    async def take_away(self, containers: Sequence[Container]) -> None:
-        """End the commands that an earlier daemon has left, whose clients are gone with it."""
-        loop, pool = asyncio.get_running_loop(), self._context.pool
+    def left(self, containers: Iterable[Container]) -> list[tuple[Container, str]]:
+        """The commands that an earlier daemon has left, whose clients are gone with it. To be asked before there are
+        new ones."""
+        found = []
         for container in containers:
-            folder = self._containers.state_of(container.id)
-            try:
-                names = [name for name in os.listdir(folder) if name.startswith(_PREFIX)]
-            except FileNotFoundError:
-                continue
-            for name in names:
-                log.info("container %s: %s is of an earlier daemon: it is taken away", container.id, name)
-                await self._clean(container, name)
-                await loop.run_in_executor(pool, discard_tree, os.path.join(folder, name))
+            with contextlib.suppress(FileNotFoundError):
+                names = os.listdir(self._containers.state_of(container.id))
+                found += [(container, name) for name in names if name.startswith(_PREFIX)]
+        return found
+
+    async def take_away(self, commands: Sequence[tuple[Container, str]]) -> None:
+        """End them."""
+        loop, pool = asyncio.get_running_loop(), self._context.pool
+        for container, name in commands:
+            log.info("container %s: %s is of an earlier daemon: it is taken away", container.id, name)
+            await self._clean(container, name)
+            folder = os.path.join(self._containers.state_of(container.id), name)
+            await loop.run_in_executor(pool, discard_tree, folder)
 
     def _process(self, container: Container, command: list[str], terminal: bool) -> any_pb2.Any:
         record = self._context.containers.get(NAMESPACE, container.id)
@@ -169,7 +174,7 @@ class Execs:
                     output.close()
         return bytes(outputs[0].data), bytes(outputs[1].data), code
 
-    @asynccontextmanager
+    @contextlib.asynccontextmanager
     async def _made(
         self, container: Container, command: list[str], *, terminal: bool
     ) -> AsyncIterator[tuple[str, str, any_pb2.Any]]:

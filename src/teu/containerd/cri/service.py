@@ -133,8 +133,8 @@ class RuntimeService:
 
     def restore(self) -> None:
         """End what clients of an earlier daemon have left; nobody waits for it."""
-        running = [one for one in self._records.containers.values() if one.state == RUNNING]
-        self._leftovers = asyncio.create_task(self._execs.take_away(running))
+        left = self._execs.left(one for one in self._records.containers.values() if one.state == RUNNING)
+        self._leftovers = asyncio.create_task(self._execs.take_away(left))
 
     def close(self) -> None:
         """The daemon ends."""
