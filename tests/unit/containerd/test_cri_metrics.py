@@ -153,7 +153,10 @@ def test_a_pod(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answers: bool) -
     async def pids(*_: Any) -> list[Any]:
         if not answers:
             await asyncio.Event().wait()
-        return [SimpleNamespace(pid=os.getpid())]
+        return [SimpleNamespace(pid=2**22 + 1), SimpleNamespace(pid=os.getpid())]
+
+    async def get(*_: Any) -> Any:
+        return SimpleNamespace(pid=os.getpid())
 
     def usage(*_: Any) -> Usage:
         if not answers:
@@ -163,6 +166,7 @@ def test_a_pod(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answers: bool) -
 
     monkeypatch.setattr(context.tasks, "stats", ask)
     monkeypatch.setattr(context.tasks, "pids", pids)
+    monkeypatch.setattr(context.tasks, "get", get)
     monkeypatch.setattr(context.snapshots, "usage", usage)
     monkeypatch.setattr(stats, "FIRST_SECONDS", 5.0)
     try:
@@ -182,7 +186,7 @@ def test_a_pod(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answers: bool) -
             assert found["container_fs_usage_bytes"].value.value == 123
             assert found["container_cpu_usage_seconds_total"].value.value == 3
             assert found["container_cpu_usage_seconds_total"].metric_type == cri.COUNTER
-            assert found["container_processes"].value.value == 1
+            assert found["container_processes"].value.value == 1 and "container_ulimits_soft" in found
         else:
             left = found.keys() & {
                 "container_fs_usage_bytes",
@@ -197,10 +201,10 @@ def test_a_pod(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answers: bool) -
 def test_a_shim_that_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     context = make_context(tmp_path)
 
-    async def pids(*_: Any) -> list[Any]:
+    async def get(*_: Any) -> Any:
         raise Unavailable("gone")
 
-    monkeypatch.setattr(context.tasks, "pids", pids)
+    monkeypatch.setattr(context.tasks, "get", get)
     try:
         records = Records(context.sandboxes, context.containers)
         assert asyncio.run(Metrics(context, records, Stats(context))._pids(made())) == []

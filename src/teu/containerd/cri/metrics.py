@@ -315,9 +315,13 @@ class Metrics:
         )
 
     async def _pids(self, container: Container) -> list[int]:
+        """The first process first; [] where the shim does not tell."""
+        tasks = self._context.tasks
         try:
             async with asyncio.timeout(PATIENCE_SECONDS):
-                return [one.pid for one in await self._context.tasks.pids(NAMESPACE, container.id)]
+                first = (await tasks.get(NAMESPACE, container.id)).pid
+                pids = [one.pid for one in await tasks.pids(NAMESPACE, container.id)]
+                return sorted(pids, key=lambda pid: pid != first)
         except (Error, TimeoutError) as error:
             log.debug("the processes of container %s: %s", container.id, error)
             return []
