@@ -205,13 +205,15 @@ class TheirContainerd(peers.Containerd):
 
     def launch_cri(self, folder: Path) -> None:
         config = self.run / "config.toml"
+        controllers = Path("/sys/fs/cgroup/cgroup.controllers")
+        controlled = controllers.exists() and "memory" in controllers.read_text().split()
         plugin = 'plugins."io.containerd.grpc.v1.cri"'
         config.write_text(
             f'version = 2\nroot = "{self.state}"\nstate = "{self.run}/state"\n[grpc]\n  address = "{self.address}"\n'
             f'[{plugin}]\n  sandbox_image = "{PAUSE}"\n  stream_server_port = "0"\n'
             # The namespace lab has no controllers, and lets nobody lower a score of the OOM killer: the pause container
             # wants both.
-            "  disable_cgroup = true\n  restrict_oom_score_adj = true\n"
+            f"  disable_cgroup = {'false' if controlled else 'true'}\n  restrict_oom_score_adj = true\n"
             f'  [{plugin}.cni]\n    bin_dir = "{PLUGINS}"\n    conf_dir = "{folder}/net.d"\n'
             f'  [{plugin}.registry]\n    config_path = "{folder}/certs.d"\n'
             f'  [{plugin}.containerd.runtimes.runc]\n    runtime_type = "io.containerd.runc.v2"\n'
