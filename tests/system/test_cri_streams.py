@@ -113,8 +113,9 @@ def test_a_terminal(sleepers: list[tuple[Client, str]]) -> None:
     for one, id in sleepers:
         with execute(one, id, "sh", names=("stdin", "stdout"), tty=True) as session:
             session.write(b'{"Width":99,"Height":33}\n', name="resize")
-            session.write(b"tty && until stty size | grep '33 99'; do sleep 0.1; done\n")
+            session.write(b"tty && until stty size | grep '33 99'; do sleep 0.1; done; echo term-$TERM\n")
             assert b"33 99" in session.until(b"\n33 99") and b"/dev/pts" in session.until(b"/dev/pts")
+            assert b"term-xterm" in session.until(b"term-xterm")
             session.write(b"exit 5\n")
             session.read()
             assert exit_code(session.read("error")) == 5

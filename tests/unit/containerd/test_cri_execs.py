@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -95,6 +96,21 @@ def test_a_client_that_leaves_leaves_no_process(tmp_path: Path, slow: str, strea
             await tasks.finish()
             assert tasks.processes == {}
             assert os.listdir(tmp_path / "c") == []
+
+    asyncio.run(main())
+
+
+def test_a_terminal_has_a_name(tmp_path: Path) -> None:
+    async def main() -> None:
+        with ThreadPoolExecutor(1) as pool:
+            commands, container = made(tmp_path, Tasks(""), pool)
+            record = commands._context.containers.get("k8s.io", "c")
+            for env, told in ([], ["TERM=xterm"]), (["A=b", "TERM=dumb"], ["A=b", "TERM=xterm"]):
+                record.spec.value = json.dumps({"process": {"env": env}}).encode()
+                with_one = json.loads(commands._process(container, ["sh"], True).value)
+                without = json.loads(commands._process(container, ["sh"], False).value)
+                assert with_one == {"args": ["sh"], "terminal": True, "env": told}
+                assert without == {"args": ["sh"], "terminal": False, "env": env}
 
     asyncio.run(main())
 

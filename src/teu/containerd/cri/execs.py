@@ -153,6 +153,10 @@ class Execs:
         record = self._context.containers.get(NAMESPACE, container.id)
         process = dict(jsontext.loads(record.spec.value)["process"])
         process["args"], process["terminal"] = command, terminal
+        if terminal:
+            # as of a container with a terminal, whatever this one has
+            kept = [one for one in process.get("env", ()) if not one.startswith("TERM=")]
+            process["env"] = [*kept, "TERM=xterm"]
         return any_pb2.Any(type_url=PROCESS_TYPE, value=json.dumps(process).encode())
 
     async def run(self, container: Container, command: list[str], timeout: int) -> tuple[bytes, bytes, int]:
