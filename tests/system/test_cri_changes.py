@@ -64,7 +64,8 @@ def test_a_container_that_runs_gets_other_resources() -> None:
             told = one.status(id).resources.linux
             assert (told.memory_limit_in_bytes, told.cpu_shares, told.cpu_quota) == (128 << 20, 512, 20_000)
             one.remove_pod(pod)
-        assert found[0] == found[1] and found[0].startswith(b"134217728\n20000 100000\n")
+        assert [one.splitlines()[:2] for one in found] == [[b"134217728", b"20000 100000"]] * 2
+        assert found[0].splitlines()[2] == b"59"  # of the shares of before, by the curve of runc 1.3; Debian's is older
 
 
 def test_resources_survive_the_daemon() -> None:
