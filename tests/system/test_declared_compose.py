@@ -35,7 +35,7 @@ services:
     image: busybox
     command: ["sh", "-c", "nslookup db >/dev/null && echo found; exec sleep 1000"]
     stop_signal: SIGKILL
-    mem_limit: 64m
+    oom_score_adj: 300
     networks: {default: {}, back: {aliases: [www]}}
     secrets: [key]
     volumes_from: ["db:ro"]
@@ -86,7 +86,7 @@ def test_a_project_is_a_target_with_its_members(shop: Path) -> None:
     found = json.loads(teu("inspect", "shop-web-1").stdout)[0]
     assert set(found["NetworkSettings"]["Networks"]) == {"shop_default", "shop_back"}
     assert {"web", "www"} <= set(found["NetworkSettings"]["Networks"]["shop_back"]["Aliases"])
-    assert found["HostConfig"]["Memory"] == 64 << 20
+    assert found["HostConfig"]["OomScoreAdj"] == 300
     call("systemctl", "stop", "shop.target")
     eventually("all have stopped", lambda: state("shop-web.service") == "inactive" == state("shop-db.service"))
     assert out("teu", "volume", "ls", "-q", "--filter", "name=shop_data") == "shop_data"
@@ -114,9 +114,19 @@ def test_compose_would_make_the_same(shop: Path) -> None:
     assert [mount["Name"] for mount in found["Mounts"]] == [mount["Name"] for mount in wanted["Mounts"]]
 
 
+@pytest.mark.needs("memory")
+@pytest.mark.skipif(not shutil.which("docker-compose"), reason="this lab has no docker-compose")
+def test_limits_are_those_of_the_unit(shop: Path) -> None:
+    shop.write_text(COMPOSE.replace("    oom_score_adj: 300\n", "    mem_limit: 64m\n"))
+    teu("compose-units", str(shop))
+    call("systemctl", "daemon-reload")
+    call("systemctl", "start", "shop-web.service")
+    assert json.loads(teu("inspect", "shop-web-1").stdout)[0]["HostConfig"]["Memory"] == 64 << 20
+
+
 @pytest.mark.skipif(not shutil.which("docker-compose"), reason="this lab has no docker-compose")
 def test_what_is_refused_is_told_by_line(shop: Path) -> None:
-    shop.write_text(COMPOSE.replace("    mem_limit: 64m\n", "    deploy: {mode: global}\n"))
+    shop.write_text(COMPOSE.replace("    oom_score_adj: 300\n", "    deploy: {mode: global}\n"))
     done = teu("compose-units", str(shop), check=False)
     line = 1 + shop.read_text().split("\n").index("    deploy: {mode: global}")
     assert done.returncode == 1 and done.stderr.startswith(f"{shop}:{line}: services.web.deploy.mode: is refused")
