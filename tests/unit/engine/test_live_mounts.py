@@ -124,6 +124,23 @@ def test_a_change_that_fails_changes_nothing(engine: Engine, box: Container, tmp
     assert not mounted_at(box, place) and box.mounts == [] and not box.host_config.mounts
 
 
+def test_a_port_that_is_taken_leaves_the_mounts_as_they_were(
+    engine: Engine, box: Container, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "given").mkdir()
+    place, other = str(tmp_path / "place"), str(tmp_path / "other")
+    change.change(engine, box, {"Mounts": [asked(tmp_path / "given", place)]})
+
+    def taken(*_: object) -> None:
+        raise EngineError("the port is taken")
+
+    monkeypatch.setattr(engine.endpoints, "publish_anew", taken)
+    with pytest.raises(EngineError, match="taken"):
+        change.change(engine, box, {"Mounts": [asked(tmp_path / "given", other)], "PortBindings": {}})
+    assert mounted_at(box, place) and not mounted_at(box, other)
+    assert [point.destination for point in box.mounts] == [place]
+
+
 def test_places_do_not_hide_each_other(engine: Engine, box: Container, tmp_path: Path) -> None:
     (tmp_path / "given/b").mkdir(parents=True)
     outer, inner = str(tmp_path / "a"), str(tmp_path / "a/b")

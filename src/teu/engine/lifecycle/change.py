@@ -48,16 +48,18 @@ def change(engine: Engine, container: Container, body: Mapping[str, object]) -> 
         if "Healthcheck" in body:
             _health(config, host, body["Healthcheck"])
         mounted = None
-        if "Mounts" in body or "Binds" in body:
-            host.mounts = _list(body["Mounts"]) if "Mounts" in body else host.mounts
-            host.binds = _list(body["Binds"]) if "Binds" in body else host.binds
-            mounted = _mounts(engine, container, host)
-        if "PortBindings" in body:
-            _ports(container, config, host, body["PortBindings"])
-            engine.endpoints.publish_anew(container, config, host)
-        container.config, container.host_config = config, host
-        if mounted is not None:
-            container.mounts, gone = mounted
+        with contextlib.ExitStack() as undo, engine.volumes.promised(container.id):
+            if "Mounts" in body or "Binds" in body:
+                host.mounts = _list(body["Mounts"]) if "Mounts" in body else host.mounts
+                host.binds = _list(body["Binds"]) if "Binds" in body else host.binds
+                mounted = _mounts(engine, container, host, undo)
+            if "PortBindings" in body:
+                _ports(container, config, host, body["PortBindings"])
+                engine.endpoints.publish_anew(container, config, host)
+            undo.pop_all()
+            container.config, container.host_config = config, host
+            if mounted is not None:
+                container.mounts, gone = mounted
         container.save()
         if mounted is not None:
             engine.volumes.release_mounts(container.id, gone, False)
@@ -74,9 +76,11 @@ def _list(given: object) -> list[Any]:
     return given if isinstance(given, list) else []
 
 
-def _mounts(engine: Engine, container: Container, host: HostConfig) -> tuple[list[MountPoint], list[MountPoint]]:
+def _mounts(
+    engine: Engine, container: Container, host: HostConfig, undo: contextlib.ExitStack
+) -> tuple[list[MountPoint], list[MountPoint]]:
     """Mount and unmount what is new and what is no more, at once where it runs: the container's mount points, and those
-    that it has no more. Raises BadRequest, Conflict, EngineError; the container is as it was then."""
+    that it has no more. Raises BadRequest, Conflict, EngineError; by `undo` the container is as it was."""
     before = [*(container.host_config.binds or ()), *(container.host_config.mounts or ())]
     after = [*(host.binds or ()), *(host.mounts or ())]
     fresh = [asked for asked in after if asked not in before]
@@ -99,22 +103,19 @@ def _mounts(engine: Engine, container: Container, host: HostConfig) -> tuple[lis
         if below:
             raise BadRequest(f"{below[0]} is mounted below {place}, and would go with it: unmount that first")
     points: list[MountPoint] = []
-    with contextlib.ExitStack() as undo:
-        undo.callback(lambda: engine.volumes.release_mounts(container.id, _unused(points, left), True))
-        with engine.volumes.promised(container.id):
-            for asked in fresh:
-                points.append(mounts.one(engine, container, asked))
-                if points[-1].type == "image":
-                    raise BadRequest(f"an image ({points[-1].destination}) is mounted when a container is made")
-                if points[-1].type == "bind":
-                    rootfs.check_source(points[-1].source, points[-1].options.create, "bind")
-                if container.running:
-                    _mount_now(engine, container, points[-1], taken)
-                    undo.callback(_try, live.detach, container, points[-1].destination)
-            for point in removed if container.running else ():
-                live.detach(container, point.destination)
-                undo.callback(_try, live.attach, engine, container, point)
-        undo.pop_all()
+    undo.callback(lambda: engine.volumes.release_mounts(container.id, _unused(points, left), True))
+    for asked in fresh:
+        points.append(mounts.one(engine, container, asked))
+        if points[-1].type == "image":
+            raise BadRequest(f"an image ({points[-1].destination}) is mounted when a container is made")
+        if points[-1].type == "bind":
+            rootfs.check_source(points[-1].source, points[-1].options.create, "bind")
+        if container.running:
+            _mount_now(engine, container, points[-1], taken)
+            undo.callback(_try, live.detach, container, points[-1].destination)
+    for point in removed if container.running else ():
+        live.detach(container, point.destination)
+        undo.callback(_try, live.attach, engine, container, point)
     return left + points, _unused(removed, left + points)
 
 
