@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from teu.engine.core import events
 
 
@@ -39,3 +41,30 @@ def test_a_slow_subscriber_is_cut_off() -> None:
         fill(bus, 1, events.QUEUE_BYTES // 2)
         assert quick.get_nowait() is not None
     assert bus.is_subscribed(quick)
+
+
+def test_what_was_remembered_is_before_what_is_new(tmp_path: Path) -> None:
+    path = tmp_path / "events"
+    first, second = events.Events(), events.Events()
+    fill(first, 3, 10)
+    first.save(str(path))
+    assert path.stat().st_mode & 0o777 == 0o600, "labels may be secrets"
+    second.publish("daemon", "reload", "x")
+    second.load(str(path))
+    kept, _ = second.subscribe()
+    assert kept[:3] == first.subscribe()[0] and kept[3]["Action"] == "reload"
+    assert second._bytes == sum(map(events.weight, kept))
+    assert not path.exists()
+    second.load(str(path))
+    assert second.subscribe()[0] == kept, "it is said once"
+
+
+def test_half_a_memory_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "events"
+    bus = events.Events()
+    fill(bus, 3, 10)
+    bus.save(str(path))
+    path.write_text(path.read_text()[:-5])
+    fresh = events.Events()
+    fresh.load(str(path))
+    assert not fresh.subscribe()[0]

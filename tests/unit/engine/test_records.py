@@ -182,6 +182,31 @@ def test_out_of_memory_is_saved(engine: Any) -> None:
     assert saved["state"]["OOMKilled"]
 
 
+def test_out_of_memory_is_learnt_of_cgroups() -> None:
+    """What nobody heard of, for nobody was there: of those that are asked about, and that tell it."""
+    from teu.api.cgroups.v2 import metrics_pb2
+    from teu.api.services.tasks.v1 import tasks_pb2
+    from teu.engine.backend import tasks
+
+    asked: list[list[str]] = []
+
+    def metrics(request: tasks_pb2.MetricsRequest) -> tasks_pb2.MetricsResponse:
+        asked.append(list(request.filters))
+        answer = tasks_pb2.MetricsResponse()
+        for id, kills in (("a", 0), ("b", 2), ("c", None)):
+            metric = answer.metrics.add(id=id)
+            if kills is not None:
+                figures = metrics_pb2.Metrics(memory_events=metrics_pb2.MemoryEvents(oom_kill=kills, oom=5))
+                metric.data.type_url = "types.containerd.io/io.containerd.cgroups.v2.Metrics"
+                metric.data.value = figures.SerializeToString()
+        return answer
+
+    client: Any = SimpleNamespace(tasks=SimpleNamespace(Metrics=metrics))
+    assert tasks.short_of_memory(client, []) == set() and not asked
+    assert tasks.short_of_memory(client, ["a", "b", "c"]) == {"b"}
+    assert asked == [["id==a", "id==b", "id==c"]]
+
+
 def test_a_full_disk_is_not_a_damaged_file(engine: Any) -> None:
     import sqlite3
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 from teu.engine.backend import containerd
@@ -211,6 +211,24 @@ def list_tasks(client: Client) -> dict[str, Task]:
 
     response = client.tasks.List(tasks_pb2.ListTasksRequest())
     return {(process.container_id or process.id): _task(process) for process in response.tasks}
+
+
+def short_of_memory(client: Client, identities: Iterable[str]) -> set[str]:
+    """Those of these tasks of which the kernel has killed a process for want of memory, as long as their cgroups tell:
+    until they are deleted. Who cannot be asked is not among them."""
+    from teu.api.cgroups.v2 import metrics_pb2
+    from teu.api.services.tasks.v1 import tasks_pb2
+
+    filters = [f"id=={identity}" for identity in identities]
+    if not filters:
+        return set()
+    found = set()
+    for metric in client.tasks.Metrics(tasks_pb2.MetricsRequest(filters=filters)).metrics:
+        if metric.data.type_url.endswith("io.containerd.cgroups.v2.Metrics"):
+            figures = metrics_pb2.Metrics.FromString(metric.data.value)
+            if figures.memory_events.oom_kill:
+                found.add(metric.id)
+    return found
 
 
 def pause(client: Client, identity: str) -> None:

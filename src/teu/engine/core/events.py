@@ -7,6 +7,8 @@ events): no more than BYTES_KEPT. A slow subscriber is cut off, never waited for
 
 from __future__ import annotations
 
+import json
+import os
 import queue
 import threading
 import time
@@ -120,6 +122,27 @@ class Events:
         with self._lock:
             if mine in self._subscribers:
                 self._subscribers.remove(mine)
+
+    def save(self, path: str) -> None:
+        """Write what is remembered, for an engine that goes on where this one was (`load`). Raises OSError."""
+        with self._lock:
+            lines = [json.dumps(event) for event in self._kept]
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "w") as file:
+            file.write("\n".join(lines))
+
+    def load(self, path: str) -> None:
+        """Remember what was saved, before all that there is now; the file goes. Nothing where there is none."""
+        try:
+            with open(path, encoding="utf-8") as file:
+                found: list[Event] = [json.loads(line) for line in file]
+            os.unlink(path)
+        except FileNotFoundError:
+            return
+        except (OSError, ValueError):
+            found = []  # half of a file: it is memory, and no more
+        with self._lock:
+            self._kept.extendleft(reversed(found))
+            self._bytes += sum(map(weight, found))
 
     def subscribers(self) -> int:
         return len(self._subscribers)

@@ -125,16 +125,7 @@ class Monitor:
             if container is not None:
                 # The exit may be handled before this: it looks here, too.
                 container.out_of_memory = pid = container.pid
-                threading.Thread(target=_out_of_memory, args=(container, pid), daemon=True).start()
-
-
-def _out_of_memory(container: Container, pid: int) -> None:
-    """Of a container's process this was said; it may go on, since the kernel kills one of all."""
-    with container.lock:
-        if pid and container.pid == pid:  # else its exit has taken it over
-            container.state.oom_killed = True
-            container.save(durable=False)
-    container.event("oom")
+                threading.Thread(target=run.out_of_memory, args=(container, pid), daemon=True).start()
 
 
 def _guarded(engine: Engine, container: Container, pid: int, found: tasks.Exit) -> None:

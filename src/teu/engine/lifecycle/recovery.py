@@ -157,12 +157,14 @@ def _rest(
     settled: threading.Event,
 ) -> None:
     try:
+        _remember_memory(engine, [container for container, _ in ended if container.id not in lost])
         for container, found in ended:
             with _boundary(engine, container):
                 moment = found.moment or time.time_ns()
                 end = tasks.Exit(found.status, moment)
                 run.exited(engine, container, 0, end, restart=container.id not in lost)
         settled.set()
+        _remember_memory(engine, running)
         for container in running:
             _looked_after(engine, container)
         chosen = []
@@ -185,6 +187,19 @@ def _rest(
             log.exception("recovery was not completed")
     finally:
         settled.set()
+
+
+def _remember_memory(engine: Engine, containers: list[Container]) -> None:
+    """Of which of them the kernel has killed a process for want of memory, while nobody heard of it."""
+    try:
+        short = tasks.short_of_memory(engine.containerd, [container.id for container in containers])
+    except containerd.Error as error:
+        log.warning("it cannot be learnt who was short of memory meanwhile: %s", error)
+        return
+    for container in containers:
+        if container.id in short and not container.state.oom_killed:
+            with _boundary(engine, container):
+                run.out_of_memory(container, container.pid)
 
 
 def _looked_after(engine: Engine, container: Container) -> None:

@@ -222,6 +222,15 @@ def exited(engine: Engine, container: Container, pid: int, found: tasks.Exit, re
         _quietly(tasks.delete_container, engine.containerd, container.id)
 
 
+def out_of_memory(container: Container, pid: int) -> None:
+    """Of a container's process it was said that it was killed; it may go on, since the kernel kills one of all."""
+    with container.lock:
+        if pid and container.pid == pid:  # else its exit has taken it over
+            container.state.oom_killed = True
+            container.save(durable=False)
+    container.event("oom")
+
+
 def _delete_task(engine: Engine, container: Container, found: tasks.Exit) -> tasks.Exit | None:
     """The end as containerd knows it; `found`, where that knows none. None: ask again later."""
     if container.ended:
