@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import images
@@ -67,9 +67,12 @@ def test_a_client_that_waits_keeps_them() -> None:
 
 
 def watchers() -> list[str]:
-    """The units that watch the output of containers."""
-    listed = out("systemctl", "list-units", "--plain", "--no-legend", "--type=socket", "teud-output@*")
-    return [line.split()[0] for line in listed.splitlines()]
+    """The units that watch the output of containers, and those beside them for a shutdown; files of others are none."""
+    listed = out("systemctl", "list-units", "--plain", "--no-legend", "teud-output@*", "teud-away@*")
+    found = [line.split()[0] for line in listed.splitlines()]
+    written = [path.name for path in Path("/run/systemd/system").glob("teud-*@*")]
+    assert len(written) == len([name for name in found if name in written]), (found, written)
+    return found
 
 
 QUIET = ("sh", "-c", "trap 'echo told; kill $!' USR1; while :; do sleep 600 & wait; done")
@@ -85,7 +88,11 @@ def test_quiet_containers_need_nobody(driver: str) -> None:
         whole.run_detached(name, *QUIET, flags=flags)
         pid = out("teu", "inspect", "-f", "{{.State.Pid}}", name)
         whole.eventually("both daemons have left", gone)
-        assert len(watchers()) == 1
+        kinds = {name.partition("@")[0] + Path(name).suffix: name for name in watchers()}
+        assert sorted(kinds) == ["teud-away.service", "teud-output.socket"]
+        after = out("systemctl", "show", "-P", "After", kinds["teud-away.service"]).split()
+        assert f"teu-{out('teu', 'inspect', '-f', '{{.Id}}', name)}.scope" in after
+        whole.eventually("both daemons have left again", gone)
         assert Path(f"/proc/{pid}").exists()
         os.kill(int(pid), signal.SIGUSR1)
         whole.eventually("its output has woken teud", lambda: whole.main_pid("teud.service"))
@@ -113,9 +120,81 @@ def test_much_output_wakes_once_and_is_all_there() -> None:
         os.kill(pid, signal.SIGUSR1)
         whole.eventually("all of it is logged", lambda: teu("logs", "--tail", "1", name).stdout == "200000\n")
         assert teu("logs", name).stdout.split() == [str(number) for number in range(1, 200001)]
-        assert whole.show("teud-output@.service", "ActiveState") != "failed"
+        assert not out("systemctl", "list-units", "--failed", "--plain", "--no-legend", "teud-output@*")
     finally:
         teu("rm", "-f", name, check=False)
+
+
+@pytest.mark.timeout(300)
+def test_nothing_is_lost_however_it_comes_back(rounds: Callable[[int], int]) -> None:
+    """One writes all the time, with pauses that are longer than the idle time: it wakes teud, or a client does, in the
+    middle of its writing; and teud is killed as well."""
+    name = "writer"
+    script = "n=0; while :; do for i in $(seq 300); do n=$((n+1)); echo $n; done; sleep 2.$((n % 7)); done"
+    try:
+        whole.run_detached(
+            name, "sh", "-c", script, flags=(*NO_PORTS, "--log-driver", "json-file", "--stop-timeout", "0")
+        )
+        for number in range(rounds(12)):
+            whole.eventually("teud has left", lambda: whole.show("teud.service", "ActiveState") == "inactive")
+            if number % 3 == 1:
+                teu("ps")
+            pid = whole.eventually("teud is back", lambda: whole.main_pid("teud.service"))
+            if number % 3 == 2:
+                os.kill(int(str(pid)), signal.SIGKILL)
+        lines = teu("logs", name).stdout.split()
+        assert lines == [str(number) for number in range(1, len(lines) + 1)] and len(lines) >= 300
+    finally:
+        teu("rm", "-f", name, check=False)
+        out("systemctl", "reset-failed")
+
+
+def test_events_are_remembered() -> None:
+    """As far as an engine that stays remembers them."""
+    name = "remembered"
+    since = out("date", "+%s.%N")
+    try:
+        whole.run_detached(name, "sleep", "600", flags=(*NO_PORTS, "--stop-timeout", "0"))
+        ask = (
+            "teu",
+            "events",
+            "--since",
+            since,
+            "--until",
+            "0s",
+            "--filter",
+            f"container={name}",
+            "--format",
+            "{{.Action}}",
+        )
+        before = out(*ask).split()
+        assert before[:2] == ["create", "start"] or before[:3] == ["create", "attach", "start"]
+        for _ in range(2):
+            whole.eventually("both daemons have left", gone)
+            assert out(*ask).split() == before
+    finally:
+        teu("rm", "-f", name, check=False)
+
+
+@pytest.mark.needs("memory")
+def test_a_kill_for_memory_is_known_that_nobody_saw() -> None:
+    """Of the container's own process, which ends it, and of another, after which it goes on."""
+    eat = "a=x; while :; do a=$a$a; done"
+    flags = (*NO_PORTS, "-m", "32m", "--memory-swap", "32m", "--stop-timeout", "0")
+    wait = "trap 'tail /dev/zero & wait $!' USR1; while :; do sleep 600 & wait; done"
+    try:
+        whole.run_detached("eater", "sh", "-c", f"trap '{eat}' USR1; while :; do sleep 600 & wait; done", flags=flags)
+        whole.run_detached("parent", "sh", "-c", wait, flags=flags)
+        pids = {name: int(out("teu", "inspect", "-f", "{{.State.Pid}}", name)) for name in ("parent", "eater")}
+        for name, running in (("parent", "true"), ("eater", "false")):
+            whole.eventually("both daemons have left", gone)
+            os.kill(pids[name], signal.SIGUSR1)
+            whole.eventually("it has woken them", lambda: whole.main_pid("teud.service"))
+            ask = ("teu", "inspect", "-f", "{{.State.OOMKilled}} {{.State.Running}}", name)
+            wanted = f"true {running}"
+            whole.eventually("it is known", lambda ask=ask, wanted=wanted: out(*ask) == wanted)
+    finally:
+        teu("rm", "-f", "eater", "parent", check=False)
 
 
 def test_an_end_wakes_them_and_the_policy_holds() -> None:

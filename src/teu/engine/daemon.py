@@ -37,12 +37,19 @@ class Daemon:
         self._monitor = Monitor(self.engine)
         self._restore = Restore(self.engine)
         self._watched: set[str] = set()
+        # The host is going down and waits for us with its containers.
+        self.woken_by_shutdown = idle.shutdown_woke_us()
+
+    @property
+    def _kept_events(self) -> str:
+        return f"{self.engine.exec_root}/events"
 
     def start(self) -> None:
         """Bring everything up; requests that need it wait for the engine's `ready`."""
         engine = self.engine
         engine.pump.start()
-        idle.take_back()
+        idle.take_back(going_down=self.woken_by_shutdown)
+        engine.events.load(self._kept_events)
         engine.containers.load()
         engine.volumes.start()
         threading.Thread(target=sweep.run, args=(engine,), name="sweep", daemon=True).start()
@@ -78,13 +85,20 @@ class Daemon:
         return idle.idle(self.engine, seconds)
 
     def leave_idle(self) -> bool:
-        """It goes because nothing is to do, and the next one goes on where this one was. False: it cannot, and stays.
+        """It is about to go because nothing is to do. False: it cannot, and stays."""
+        return idle.hand_over(self.engine, self._watched)
 
-        Once more when nobody can connect any more: a container may have been started meanwhile."""
-        if not idle.hand_over(self.engine, self._watched):
-            return False
-        self.engine.boot.leave_idle()
-        return True
+    def left_idle(self) -> bool:
+        """Nobody can connect any more: the next engine goes on where this one was. Whether it is needed at once, for
+        what has come since it was decided to go: a container was started, or one ended, whose end was told to us."""
+        engine = self.engine
+        needed = not (self.idle(0) and idle.hand_over(engine, self._watched) and idle.all_run(engine))
+        try:
+            engine.events.save(self._kept_events)
+            engine.boot.leave_idle()
+        except OSError as error:
+            log.warning("the next engine will not know what this one knew: %s", error)
+        return needed
 
     def last_exits(self) -> None:
         """The host goes down, and systemd has stopped the containers: what of their ends is not known yet is now."""

@@ -46,6 +46,9 @@ log = logging.getLogger("teu.engine")
 
 ARENAS = 2  # of the C library's memory
 
+# How long the host's shutdown waits for us to know its containers again, before it stops them.
+SHUTDOWN_SECONDS = 20.0
+
 # Options of the command line that stand for keys of the file, and win over them.
 OPTIONS = (
     "containerd",
@@ -400,22 +403,30 @@ def serve(config: configuration.Settings, options: argparse.Namespace) -> int:
             log.critical("the engine cannot start: %s", error, exc_info=not isinstance(error, EngineError))
             os.kill(os.getpid(), signal.SIGTERM)
 
+    addresses = [sock.getsockname() for sock in sockets]
     threading.Thread(target=start, name="start", daemon=True).start()
-    notify.ready("Serving the Docker Engine API")
+    _tell_ready(daemon)
     idle = _wait(daemon, server, signals, options)
     notify.stopping()
     if not idle and host.is_going_down():
         daemon.last_exits()
     server.close()
     server.finish(config["shutdown-timeout"], idle=idle)
-    if idle:
-        daemon.leave_idle()
+    needed = idle and daemon.left_idle()
     daemon.stop()
+    if needed:
+        _knock(sockets, addresses)
     _remove_traces(config, options)
     logging.shutdown()
     sys.stdout.flush()
     # Threads that wait for clients or for gRPC are not worth waiting for.
     os._exit(_status(engine.failure))
+
+
+def _tell_ready(daemon: Daemon) -> None:
+    if daemon.woken_by_shutdown:
+        daemon.engine.ready.wait(SHUTDOWN_SECONDS)  # systemd stops the containers as soon as we say so
+    notify.ready("Serving the Docker Engine API")
 
 
 def _tell_figures(config: configuration.Settings, engine: Engine) -> None:
@@ -464,6 +475,15 @@ def _wait(daemon: Daemon, server: Server, signals: set[signal.Signals], options:
             reload(engine, options)
         else:
             return False
+
+
+def _knock(sockets: list[socket.socket], addresses: list[Any]) -> None:
+    """Connect to our sockets, which are systemd's alone by now: it starts the next engine once this one has gone."""
+    for sock, address in zip(sockets, addresses, strict=True):
+        with contextlib.suppress(OSError), socket.socket(sock.family, socket.SOCK_STREAM) as knocking:
+            knocking.settimeout(2)
+            knocking.connect(address)
+            return
 
 
 def reload(engine: Engine, options: argparse.Namespace) -> None:

@@ -116,6 +116,11 @@ def start_unit(bus: Bus, name: str, *, mode: str = "replace") -> None:
     _run_job(bus, "StartUnit", "ss", (name, mode), name)
 
 
+def restart_unit(bus: Bus, name: str, *, mode: str = "replace") -> None:
+    """Start a unit anew, or for the first time, and wait; BusError with .name NO_SUCH_UNIT if there is none."""
+    _run_job(bus, "RestartUnit", "ss", (name, mode), name)
+
+
 def stop_unit(bus: Bus, name: str, *, mode: str = "replace") -> None:
     """Stop a unit and wait; a unit that is not there is not an error."""
     try:

@@ -122,7 +122,7 @@ class Manager:
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, str]] = []
-        self.failing = False
+        self.failing = ""
 
     def __enter__(self) -> Manager:
         return self
@@ -130,9 +130,12 @@ class Manager:
     def __exit__(self, *exc: object) -> None: ...
 
     def start(self, bus: object, name: str) -> None:
-        if self.failing:
+        if self.failing and self.failing in name:
             raise BusError("org.freedesktop.systemd1.JobFailed", "failed")
         self.calls.append(("start", name))
+
+    def restart(self, bus: object, name: str) -> None:
+        self.calls.append(("restart", name))
 
     def stop(self, bus: object, name: str) -> None:
         self.calls.append(("stop", name))
@@ -144,21 +147,68 @@ def manager(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Manager:
     monkeypatch.setattr(output, "FOLDER", str(tmp_path / "units"))
     monkeypatch.setattr(output, "Bus", lambda: found)
     monkeypatch.setattr(output, "start_unit", found.start)
+    monkeypatch.setattr(output, "restart_unit", found.restart)
     monkeypatch.setattr(output, "stop_unit", found.stop)
     monkeypatch.setattr(output, "systemd_is_running", lambda: True)
     return found
 
 
 def test_systemd_watches_and_gives_back(manager: Manager, tmp_path: Path) -> None:
-    output.unwatch()
-    assert not manager.calls, "nobody is asked where nothing is watched"
-    output.watch(["/run/teu/a/stdout", "/run/teu/50%/stderr"])
-    (unit,) = (tmp_path / "units").iterdir()
-    text = unit.read_text()
+    output.unwatch(going_down=False)
+    assert not manager.calls and not output.is_watched(), "nobody is asked where nothing is watched"
+    output.watch(
+        ["/run/teu/a/stdout", "/run/teu/50%/stderr"], ["teu-1.scope", "a%b.service"], ["x.service", "y.service"]
+    )
+    assert output.is_watched()
+    away, fifos = sorted((tmp_path / "units").iterdir())
+    text = fifos.read_text()
     assert "ListenFIFO=/run/teu/a/stdout\nListenFIFO=/run/teu/50%%/stderr\n" in text and "SocketMode=0700\n" in text
-    assert unit.name.startswith("teud-output@") and manager.calls == [("start", unit.name)]
-    output.unwatch()
-    assert manager.calls[1:] == [("stop", unit.name)] and not list((tmp_path / "units").iterdir())
+    assert "Conflicts" not in text and "DefaultDependencies=no" in text, "no shutdown stops it"
+    assert fifos.name.startswith("teud-output@") and away.name.startswith("teud-away@")
+    assert " teu-1.scope a%%b.service\n" in away.read_text()
+    start = "systemctl start --job-mode=ignore-dependencies"
+    assert f"{start} x.service; {start} y.service;" in away.read_text()
+    assert manager.calls == [("start", away.name), ("start", fifos.name)]
+    manager.calls.clear()
+    output.unwatch(going_down=False)
+    service = fifos.name.replace(".socket", ".service")
+    # Its socket would empty the FIFOs if it listened when it is to be stopped.
+    at = manager.calls.index(("restart", service))
+    assert manager.calls[at : at + 3] == [("restart", service), ("stop", fifos.name), ("stop", service)]
+    assert ("stop", away.name) in manager.calls and not list((tmp_path / "units").iterdir())
+
+
+def test_at_shutdown_what_starts_the_engine_is_not_waited_for(manager: Manager, tmp_path: Path) -> None:
+    """It waits for the engine."""
+    output.watch(["/run/teu/a/stdout"], [], ["teud.service"])
+    manager.calls.clear()
+    output.unwatch(going_down=True)
+    assert [call for call, name in manager.calls if name.startswith("teud-away@")] == []
+    assert ("stop", "teud-output@") in [(call, name[:12]) for call, name in manager.calls]
+    assert not output.is_watched()
+
+
+@pytest.mark.parametrize("kind", ["socket", "service"])
+def test_what_cannot_be_watched_leaves_nothing(manager: Manager, tmp_path: Path, kind: str) -> None:
+    manager.failing = kind
+    with pytest.raises(BusError):
+        output.watch(["/run/teu/a/stdout"], [], ["teud.service"])
+    started = [name for call, name in manager.calls if call == "start"]
+    assert [name for call, name in manager.calls if call == "stop"] == started
+    assert not list((tmp_path / "units").iterdir())
+
+
+def test_the_unit_of_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    places = {
+        1: "/teu.slice/teu-1.scope/container",
+        2: "/system.slice/web.service/teu-1/container",
+        3: "/user.slice/user-0.slice/user@0.service/app.slice/x.scope",
+        4: "/teu/plain",
+    }
+    monkeypatch.setattr(idle.cgroup_files, "own", places.__getitem__)
+    assert [idle.unit_of(pid) for pid in places] == ["teu-1.scope", "web.service", "x.scope", ""]
+    monkeypatch.undo()
+    assert idle.unit_of(2**22 + 1) == "", "it has gone"
 
 
 def test_the_unit_that_it_starts_is_shipped() -> None:
@@ -178,12 +228,13 @@ def test_an_engine_that_cannot_hand_over_stays(manager: Manager, engine: Engine,
     watched: set[str] = set()
     assert idle.hand_over(engine, watched) and not manager.calls, "nothing runs: nothing is to be watched"
     container = running(engine)
-    manager.failing = True
+    manager.failing = "socket"
     assert not idle.hand_over(engine, watched) and not watched and not list((tmp_path / "units").iterdir())
-    manager.failing = False
+    manager.failing = ""
     assert idle.hand_over(engine, watched) and watched == set(run.stdio_paths(container)[1:])
-    assert idle.hand_over(engine, watched) and len(manager.calls) == 1, "what is watched is watched"
-    idle.take_back()
+    calls = len(manager.calls)
+    assert idle.hand_over(engine, watched) and len(manager.calls) == calls, "what is watched is watched"
+    idle.take_back(going_down=False)
     assert not list((tmp_path / "units").iterdir())
     container.hub.discard()
 
@@ -191,3 +242,76 @@ def test_an_engine_that_cannot_hand_over_stays(manager: Manager, engine: Engine,
 def test_a_path_that_no_unit_can_have_is_refused() -> None:
     with pytest.raises(ValueError, match="cannot be in a unit"):
         output.unit_text(["/run/a\nExecStartPre=/bin/true"])
+
+
+def test_who_has_an_end_on_its_way_is_not_left(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The exit was told to this engine, which goes, and nobody would wake the next."""
+    from teu.engine.backend import containerd, tasks
+
+    assert idle.all_run(engine), "nobody is asked where nothing runs"
+    container = running(engine)
+    task = tasks.Task(container.id, container.pid, "RUNNING", tasks.Exit(0, 0))
+    for known, well in (
+        ({container.id: task}, True),
+        ({container.id: task._replace(status="STOPPED")}, False),
+        ({}, False),
+    ):
+        monkeypatch.setattr(tasks, "list_tasks", lambda _, known=known: known)
+        assert idle.all_run(engine) == well
+
+    def away(_: object) -> None:
+        raise containerd.Unavailable("away")
+
+    monkeypatch.setattr(tasks, "list_tasks", away)
+    assert not idle.all_run(engine)
+    container.hub.discard()
+
+
+def test_the_daemon_that_has_left_is_needed_at_once_or_not(
+    tmp_path: Path, manager: Manager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What has come between the decision to go and the last connection is seen after it."""
+    from teu.engine.backend import tasks
+    from teu.engine.daemon import Daemon
+
+    known: dict[str, tasks.Task] = {}
+    monkeypatch.setattr(tasks, "list_tasks", lambda _: known)
+    daemon = Daemon(parts.settings(tmp_path))
+    engine = daemon.engine
+    engine.pump.start()
+    assert daemon.left_idle(), "it never was ready: whoever waits for that is still there"
+    engine.ready.set()
+    engine.events.publish("container", "start", "x")
+    assert not daemon.left_idle()
+    assert Path(engine.exec_root, "idle").exists() and "start" in Path(engine.exec_root, "events").read_text()
+    container = running(engine)
+    known[container.id] = tasks.Task(container.id, container.pid, "RUNNING", tasks.Exit(0, 0))
+    assert daemon.leave_idle() and not daemon.left_idle()
+    container.health = SimpleNamespace(stop=lambda: None)
+    assert daemon.left_idle(), "it was started at the last moment, with checks"
+    container.health = None
+    known.clear()
+    assert daemon.left_idle(), "it has ended"
+    container.hub.discard()
+    daemon.stop()
+
+
+def test_the_next_engine_is_called_by_a_connection(tmp_path: Path) -> None:
+    import socket
+
+    from teu.engine import main
+
+    with socket.socket(socket.AF_UNIX) as held, socket.socket(socket.AF_INET) as other:
+        for listener, place in ((held, str(tmp_path / "teud.sock")), (other, ("127.0.0.1", 0))):
+            listener.bind(place)
+            listener.listen()
+        ours = [socket.socket(fileno=os.dup(listener.fileno())) for listener in (other, held)]
+        addresses = [sock.getsockname() for sock in ours]
+        for sock in ours:
+            sock.close()
+        main._knock(ours[1:], addresses[1:])
+        held.settimeout(5)
+        held.accept()[0].close()
+        main._knock(ours[:1], addresses[:1])
+        other.settimeout(5)
+        other.accept()[0].close()

@@ -3,7 +3,8 @@
 
     its output        systemd watches the FIFOs of those that are quiet (teu.systemd.output), and starts the engine when
                       one says something; the shim keeps what it says until then
-    its end           the shim tells containerd, which wakes the engine: exit code, restart policy, --rm
+    its end           the shim tells containerd, which wakes the engine: exit code, restart policy, --rm; before a
+                      shutdown of the host ends it, systemd starts both
     its names, ports  the resolver, and the ports of the host, are the engine's: it stays
     its health        the checks are run here: it stays; so it does for further processes, and while it restarts
     its log           a driver that sends to others has a connection, or memory, here: it stays
@@ -17,8 +18,10 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
+from teu.engine.backend import containerd, tasks
 from teu.engine.lifecycle import run
-from teu.systemd import output
+from teu.linux import cgroup_files
+from teu.systemd import host, output
 
 if TYPE_CHECKING:
     from teu.engine.containers.model import Container
@@ -28,6 +31,10 @@ log = logging.getLogger("teu.engine")
 
 # Log drivers that write to this host, and have nothing in memory.
 LOCAL_LOGS = ("journald", "json-file", "local", "none")
+
+# The unit of the engine; the one of the containerd that has this address, of which nobody else knows a unit.
+DAEMON = "teud.service"
+CONTAINERD = ("teu-containerd.service", "/run/teu/containerd.sock")
 
 
 def needs(engine: Engine, container: Container, seconds: float) -> str:
@@ -55,17 +62,36 @@ def idle(engine: Engine, seconds: float) -> bool:
     return not any(needs(engine, container, seconds) for container in engine.containers.all())
 
 
+def all_run(engine: Engine) -> bool:
+    """Whether all that the engine takes to run does, by containerd: no end is on its way. False where it cannot say."""
+    running = [container.id for container in engine.containers.all() if container.running]
+    if not running:
+        return True
+    try:
+        known = tasks.list_tasks(engine.containerd)
+    except containerd.Error as error:
+        log.warning("tasks cannot be listed: %s", error)
+        return False
+    return all(id in known and known[id].status in ("RUNNING", "PAUSED", "PAUSING") for id in running)
+
+
 def hand_over(engine: Engine, watched: set[str]) -> bool:
     """The engine is about to leave: systemd watches what it has read until now, but for what is watched already. False:
     it cannot.
 
     What is said from here on is in a FIFO, and starts the next engine as soon as this one has gone."""
-    running = [container for container in engine.containers.all() if container.running]
-    paths = [path for container in running for path in run.stdio_paths(container)[1:] if path and path not in watched]
-    if not paths:
+    fresh = {
+        container: paths
+        for container in engine.containers.all()
+        if container.running
+        and (paths := [path for path in run.stdio_paths(container)[1:] if path and path not in watched])
+    }
+    if not fresh:
         return True
+    paths = [path for some in fresh.values() for path in some]
+    daemons = [DAEMON] if engine.containerd.address != CONTAINERD[1] else [CONTAINERD[0], DAEMON]
     try:
-        output.watch(paths)
+        output.watch(paths, filter(None, (unit_of(container.pid) for container in fresh)), daemons)
     except (OSError, ValueError) as error:
         log.warning("systemd cannot watch the output of containers: %s", error)
         return False
@@ -73,9 +99,24 @@ def hand_over(engine: Engine, watched: set[str]) -> bool:
     return True
 
 
-def take_back() -> None:
+def unit_of(pid: int) -> str:
+    """The unit of systemd's that a container's process is in; "" where it is in none."""
+    try:
+        parts = cgroup_files.own(pid).split("/")
+    except OSError:
+        return ""
+    units = [part.removeprefix("_") for part in parts if part.endswith((".scope", ".service"))]
+    return units[-1] if units else ""
+
+
+def shutdown_woke_us() -> bool:
+    """Whether systemd has started the engine because the host goes down, and stops no container before it is ready."""
+    return output.is_watched() and host.is_going_down()
+
+
+def take_back(*, going_down: bool) -> None:
     """The engine is here again, and reads the output itself. Never fails: watching on wakes who is awake."""
     try:
-        output.unwatch()
+        output.unwatch(going_down=going_down)
     except OSError as error:
         log.warning("systemd still watches the output of containers: %s", error)
