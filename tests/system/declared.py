@@ -77,6 +77,18 @@ def declare() -> Iterator[Declared]:
     assert not any(Path("/run/teu/units").glob("*")), "a unit's folder is left"
 
 
+@pytest.fixture
+def shared_run() -> Iterator[None]:
+    """/run is a shared mount on every host, which systemd's credentials need; in a namespace lab it may be none."""
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        if line.split()[4] == "/run" and "shared:" not in line:
+            call("mount", "--make-shared", "/run")
+            yield
+            call("mount", "--make-private", "/run")
+            return
+    yield
+
+
 def start(unit: str, *, check: bool = True) -> int:
     return call("systemctl", "start", unit, check=check).returncode
 

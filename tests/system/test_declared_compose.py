@@ -9,11 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from declared import PLACE, journal, state
+from declared import PLACE, journal, shared_run, state
 from images import need_busybox
 from whole import call, eventually, out, teu
 
 pytestmark = pytest.mark.needs("systemd", "teud")
+__all__ = ["shared_run"]
 
 COMPOSE = """\
 name: shop
@@ -67,7 +68,7 @@ def shop(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.skipif(not shutil.which("docker-compose"), reason="this lab has no docker-compose")
-def test_a_project_is_a_target_with_its_members(shop: Path) -> None:
+def test_a_project_is_a_target_with_its_members(shop: Path, shared_run: None) -> None:
     assert "+++ /etc/teu/containers/shop/shop-web.container" in teu("compose-units", str(shop)).stdout
     assert teu("system", "validate", "-q", str(PLACE / "shop")).stdout == ""
     call("systemctl", "daemon-reload")
@@ -116,7 +117,7 @@ def test_compose_would_make_the_same(shop: Path) -> None:
 
 @pytest.mark.needs("memory")
 @pytest.mark.skipif(not shutil.which("docker-compose"), reason="this lab has no docker-compose")
-def test_limits_are_those_of_the_unit(shop: Path) -> None:
+def test_limits_are_those_of_the_unit(shop: Path, shared_run: None) -> None:
     shop.write_text(COMPOSE.replace("    oom_score_adj: 300\n", "    mem_limit: 64m\n"))
     teu("compose-units", str(shop))
     call("systemctl", "daemon-reload")

@@ -11,15 +11,14 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from declared import HOST_PYTHON, PLACE, SPEAK, Declared, becomes, declare, inspect, journal, start, state
+from declared import HOST_PYTHON, PLACE, SPEAK, Declared, becomes, declare, inspect, journal, shared_run, start, state
 from whole import CGROUPS, call, cgroup_of, eventually, main_pid, out, show, teu
 
 pytestmark = pytest.mark.needs("systemd", "teud")
-__all__ = ["declare"]
+__all__ = ["declare", "shared_run"]
 
 # A first process hears of no signal that it has no handler for.
 SLEEP = "[Container]\nImage=busybox\nExec=sleep 1000\nStopSignal=SIGKILL\n"
@@ -279,18 +278,6 @@ def test_sockets_are_passed_and_it_ends_when_idle(declare: Declared) -> None:
             assert connection.recv(100) == b"greeting"
         becomes("hello.service", "inactive")
         assert show("hello.service", "Result") == "success"
-
-
-@pytest.fixture
-def shared_run() -> Iterator[None]:
-    """/run is a shared mount on every host, which systemd's credentials need; in a namespace lab it may be none."""
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        if line.split()[4] == "/run" and "shared:" not in line:
-            call("mount", "--make-shared", "/run")
-            yield
-            call("mount", "--make-private", "/run")
-            return
-    yield
 
 
 def test_credentials(declare: Declared, tmp_path: Path, shared_run: None) -> None:
