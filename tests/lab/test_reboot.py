@@ -271,7 +271,7 @@ def test_a_shutdown_while_no_daemon_is_there(host: Host) -> None:
     host("systemctl restart teud teu-containerd")
     last = LIFE.replace("NAME", "last").replace("exit 7", "seq 1 20000; echo the last; exit 7")
     host(
-        f'teu run -d --name last --network host -v /var/lib/seen:/seen {" ".join(SHUT)} busybox sh -c "$LIFE"',
+        f'teu run -d --name last --log-driver json-file --network host -v /var/lib/seen:/seen {" ".join(SHUT)} busybox sh -c "$LIFE"',
         LIFE=last,
     )
     host("teu run -d --name again --network host --restart always busybox sleep 1000")

@@ -146,7 +146,7 @@ def test_ready_when_it_is_healthy_and_ended_when_it_is_not(declare: Declared) ->
 
 
 def test_what_it_says_of_itself_is_shown(declare: Declared) -> None:
-    program = f"{SPEAK}; say('READY=1\\nSTATUS=Serving 5: good'); time.sleep(1000)"
+    program = f"{SPEAK}; say('READY=1\\\\nSTATUS=Serving 5: good'); time.sleep(1000)"
     declare.write(
         web_container=f'[Container]\nImage=busybox\nNotify=yes\n{HOST_PYTHON}Exec=/usr/bin/python3 -c "{program}"\n',
         mute_container=SLEEP,
