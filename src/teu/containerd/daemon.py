@@ -30,7 +30,7 @@ from teu.containerd.server.rpc import Server
 from teu.containerd.server.wake import Waker
 from teu.containerd.state import Context
 from teu.linux import memory
-from teu.systemd import grpc_activation, journal, notify, stacks
+from teu.systemd import grpc_activation, host, journal, notify, stacks
 
 log = logging.getLogger("teu.containerd")
 
@@ -282,6 +282,12 @@ class Daemon:
             statistics = self._rpc().statistics
             idle = time.monotonic() - max(statistics.last_activity, ttrpc_events.last_activity())
             if idle >= limit and not statistics.in_flight and self._nothing_due():
+                # In a shutdown no connection would wake us: the sockets are about to be stopped.
+                if await asyncio.to_thread(host.is_going_down):
+                    await asyncio.sleep(1)
+                    continue
+                if statistics.in_flight:
+                    continue
                 log.info("idle for %.0f s: leaving, the socket wakes us", idle)
                 self.stop.set()
                 return

@@ -22,6 +22,7 @@ from teu.engine.engine import Engine
 from teu.engine.lifecycle import health, idle, recovery, sweep
 from teu.engine.lifecycle.monitor import Monitor
 from teu.engine.lifecycle.restore import Restore
+from teu.systemd import host
 
 log = logging.getLogger("teu.engine")
 
@@ -85,8 +86,9 @@ class Daemon:
         return idle.idle(self.engine, seconds)
 
     def leave_idle(self) -> bool:
-        """It is about to go because nothing is to do. False: it cannot, and stays."""
-        return idle.hand_over(self.engine, self._watched)
+        """It is about to go because nothing is to do. False: it cannot, and stays; in a shutdown no connection would
+        wake the next one."""
+        return not host.is_going_down() and idle.hand_over(self.engine, self._watched)
 
     def left_idle(self) -> bool:
         """Nobody can connect any more: the next engine goes on where this one was. Whether it is needed at once, for

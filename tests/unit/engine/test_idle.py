@@ -286,6 +286,9 @@ def test_the_daemon_that_has_left_is_needed_at_once_or_not(
     assert Path(engine.exec_root, "idle").exists() and "start" in Path(engine.exec_root, "events").read_text()
     container = running(engine)
     known[container.id] = tasks.Task(container.id, container.pid, "RUNNING", tasks.Exit(0, 0))
+    with monkeypatch.context() as patched:
+        patched.setattr("teu.engine.daemon.host.is_going_down", lambda: True)
+        assert not daemon.leave_idle(), "the sockets are about to be stopped, and would wake nobody"
     assert daemon.leave_idle() and not daemon.left_idle()
     container.health = SimpleNamespace(stop=lambda: None)
     assert daemon.left_idle(), "it was started at the last moment, with checks"
