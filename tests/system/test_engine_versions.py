@@ -67,7 +67,7 @@ def both() -> Iterator[tuple[str, str]]:
 OURS = {
     "/containers/shaped/json": {"Annotations"},
     "/info": {"Containerd", "CDISpecDirs"},
-    "/images/busybox/json": set(),
+    "/images/busybox/json": {"Container"},  # docker 25 to 28 leave it out where there is none
     "/networks/bridge": set(),
 }
 THEIRS = {"/info": {"ProductLicense", "HttpProxy", "HttpsProxy", "NoProxy"}}
@@ -95,7 +95,7 @@ def test_versions_that_only_later_docker_has(both: tuple[str, str]) -> None:
         assert row["HostConfig"].get("Annotations") == ({"a": "b"} if minor >= 46 else None)
         assert ("Health" in row) == (minor >= 52)
         told = ask(path, minor, "GET", "/info").body
-        for name, since in (("Containerd", 46), ("FirewallBackend", 49), ("DiscoveredDevices", 50)):
+        for name, since in (("Containerd", 46), ("FirewallBackend", 49)):
             assert (name in told) == (minor >= since), (name, minor)
         assert ("Expected" in told["RuncCommit"]) == (minor < 49) and ("BridgeNfIptables" in told) == (minor < 50)
         image = ask(path, minor, "GET", "/images/busybox/json").body
@@ -264,3 +264,48 @@ def test_bodies_of_versions(both: tuple[str, str]) -> None:
     for path in both:
         assert create(path, DOCKER, MacAddress="02:00:00:00:00:09").status == 201
     assert create(both[0], 52, MacAddress="02:00:00:00:00:09").status == 400
+
+
+def test_addresses_of_endpoints_before_they_had_any(both: tuple[str, str]) -> None:
+    """A hardware address was the container's alone, until 1.44."""
+    mac = "02:00:00:00:00:09"
+    asked = {"NetworkingConfig": {"EndpointsConfig": {"bridge": {"MacAddress": mac}}}}
+    for minor, body in ((43, asked), (45, asked), (43, {**asked, "MacAddress": "02:00:00:00:00:0a"})):
+        found = []
+        for path in both:
+            create = {"Image": "busybox", "Cmd": ["sleep", "100"], "HostConfig": {"NetworkMode": "bridge"}, **body}
+            identity = ask(path, minor, "POST", "/containers/create", create).body["Id"]
+            ask(path, minor, "POST", f"/containers/{identity}/start")
+            one = ask(path, minor, "GET", f"/containers/{identity}/json").body
+            ask(path, minor, "DELETE", f"/containers/{identity}?force=1")
+            found.append((one["NetworkSettings"]["MacAddress"], one["Config"].get("MacAddress", "")))
+        ours, theirs = ((shown if shown.endswith(("09", "0a")) else "any", wide) for shown, wide in found)
+        assert ours == theirs, minor
+    for minor in (43, 44):
+        body = {"Image": "busybox", "MacAddress": mac, "HostConfig": {"NetworkMode": "host"}}
+        answers = [ask(path, minor, "POST", "/containers/create?name=of-the-host", body) for path in both]
+        for path in both:
+            ask(path, minor, "DELETE", "/containers/of-the-host?force=1")
+        assert answers[0].status == answers[1].status, (minor, answers)
+
+
+def test_what_older_versions_alone_have(both: tuple[str, str]) -> None:
+    for minor, whole_ in ((27, True), (28, False)):
+        for path in both:
+            (network,) = ask(path, minor, "GET", '/networks?filters={"name":["bridge"]}').body
+            assert bool(network["Containers"]) == whole_, (path, minor)
+    for minor, names in ((40, []), (41, ["busybox:latest"])):
+        for path in both:
+            rows = ask(path, minor, "GET", "/images/json?filter=nosuchimage").body
+            assert [name for row in rows for name in row["RepoTags"] if name == "busybox:latest"] == names
+    for path in both:
+        body = {"Image": "busybox", "Cmd": ["true"], "HostConfig": {"AutoRemove": True}}
+        identity = ask(path, 24, "POST", "/containers/create", body).body["Id"]
+        assert ask(path, 43, "GET", f"/containers/{identity}/json").body["HostConfig"]["AutoRemove"] is False
+        ask(path, 43, "DELETE", f"/containers/{identity}")
+    odd = {"Mounts": [{"Type": "bind", "Source": "/tmp", "Target": "/x", "VolumeOptions": {"NoCopy": True}}]}
+    for minor, status in ((41, 201), (42, 400)):
+        for path in both:
+            body = {"Image": "busybox", "Cmd": ["true"], "HostConfig": odd}
+            assert ask(path, minor, "POST", "/containers/create?name=odd", body).status == status, (path, minor)
+            ask(path, 43, "DELETE", "/containers/odd")

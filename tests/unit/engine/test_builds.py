@@ -311,7 +311,7 @@ def test_what_cannot_be_pruned(served: tuple[Path, Path, Events], control: Contr
 def test_df_shows_the_cache(served: tuple[Path, Path, Events], control: Control) -> None:
     status, answer = ask(served[0], "GET", "/v1.44/system/df?type=build-cache")
     assert status == 200
-    assert answer["BuilderSize"] == 77
+    assert "BuilderSize" not in answer
     one, two = answer["BuildCache"]
     assert one == {
         "ID": "one",
@@ -327,7 +327,8 @@ def test_df_shows_the_cache(served: tuple[Path, Path, Events], control: Control)
     }
     assert "Parents" not in two
     assert two["LastUsedAt"] == "2023-11-14T22:13:22.000000000Z"
-    assert ask(served[0], "GET", "/v1.41/system/df?type=build-cache")[1]["BuildCache"][0]["Parent"] == "a"
+    older = ask(served[0], "GET", "/v1.41/system/df?type=build-cache")[1]
+    assert older["BuildCache"][0]["Parent"] == "a" and older["BuilderSize"] == 77
 
 
 # POST /build

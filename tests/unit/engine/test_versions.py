@@ -108,9 +108,45 @@ def test_what_a_later_version_has_brought_is_passed_over() -> None:
     assert heeded((1, 43))["Healthcheck"] == {"Test": ["NONE"]}
     assert heeded((1, 42))["HostConfig"] == {"ConsoleSize": [1, 2]}
     assert heeded((1, 41))["HostConfig"] == {}
-    body: dict[str, Any] = {"PidsLimit": 5, "Memory": 6}
-    versions.heed("update", body, (1, 39))
-    assert body == {"Memory": 6}
+
+
+NONE_GIVEN = {"BlkioWeightDevice": [], "BlkioDeviceReadBps": []}
+WEIGHTS = {"BlkioWeightDevice": [{"Path": "/dev/null", "Weight": 5}]}
+OPTIONS = [
+    {"Type": "bind", "VolumeOptions": {}, "TmpfsOptions": {}},
+    {"Type": "volume", "VolumeOptions": {"NoCopy": True}},
+    {"Type": "tmpfs", "TmpfsOptions": {"Mode": 5}},
+]
+
+
+@pytest.mark.parametrize(
+    ("body", "since", "given", "before"),
+    [
+        ("update", (1, 40), {"PidsLimit": 5, "Memory": 6}, {"Memory": 6}),
+        ("update", (1, 55), NONE_GIVEN, {}),
+        ("update", (1, 55), WEIGHTS, WEIGHTS),
+        ("exec", (1, 42), {"ConsoleSize": [1, 2], "Cmd": []}, {"Cmd": []}),
+        ("network", (1, 48), {"EnableIPv4": False, "EnableIPv6": True}, {"EnableIPv6": True}),
+        ("create", (1, 25), {"HostConfig": {"AutoRemove": True}}, {"HostConfig": {}}),
+        (
+            "create",
+            (1, 42),
+            {"HostConfig": {"Mounts": OPTIONS}},
+            {"HostConfig": {"Mounts": [{"Type": "bind"}, *OPTIONS[1:]]}},
+        ),
+        (
+            "create",
+            (1, 44),
+            {"MacAddress": "a", "NetworkingConfig": {"EndpointsConfig": {"n": {"MacAddress": "b"}}}},
+            {"MacAddress": "a", "NetworkingConfig": {"EndpointsConfig": {"n": {}}}},
+        ),
+    ],
+)
+def test_a_body_before_and_since(body: str, since: Any, given: dict[str, Any], before: dict[str, Any]) -> None:
+    for version, heeded in ((since, given), ((1, since[1] - 1), before)):
+        found = copy.deepcopy(given)
+        versions.heed(body, found, version)
+        assert found == heeded
 
 
 def test_what_a_version_warns_of() -> None:

@@ -563,6 +563,7 @@ PARAMETERS: dict[tuple[str, str], dict[str, Parameter]] = {
     ("GET", "/images/json"): {
         "all": _FLAG,
         "filters": _FILTERS,
+        "filter": _TEXT,
         "shared-size": _FLAG,
         "digests": Parameter("flag", MEANINGLESS),  # they are told in any case, as by the real daemon
         "manifests": _FLAG,

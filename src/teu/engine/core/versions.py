@@ -36,13 +36,14 @@ class Member(NamedTuple):
 
 class Given(NamedTuple):
     """The same of a request's body. What its version does not have is passed over; with `refused` whoever gives it is
-    told that, unless it is empty. `value`: only this one is meant."""
+    told that, unless it is empty. `value`: only this one is meant. `unless`: only beside a `Type` that is not this."""
 
     path: str
     since: Version = FIRST
     until: Version = LAST
     refused: str = ""
     value: object = None
+    unless: str = ""
 
 
 def _of(prefix: str, names: str, since: Version = FIRST, until: Version = LAST, empty: bool = False) -> list[Member]:
@@ -56,6 +57,13 @@ _OF_THE_BRIDGE = """Bridge HairpinMode LinkLocalIPv6Address LinkLocalIPv6PrefixL
 # Members of a container's Config that are none of an image's.
 _OF_CONTAINERS = """Hostname Domainname AttachStdin AttachStdout AttachStderr Tty OpenStdin StdinOnce Image
     NetworkDisabled MacAddress StopTimeout"""
+_OF_BLOCK_DEVICES = (
+    "BlkioWeightDevice",
+    "BlkioDeviceReadBps",
+    "BlkioDeviceWriteBps",
+    "BlkioDeviceReadIOps",
+    "BlkioDeviceWriteIOps",
+)
 
 ANSWERS: dict[str, tuple[Member, ...]] = {
     "containers": (
@@ -93,16 +101,16 @@ ANSWERS: dict[str, tuple[Member, ...]] = {
         Member("Status.IPAM", since=(1, 52)),
         Member("Status", since=(1, 52), empty=True),
     ),
-    "networks": (Member("*.EnableIPv4", since=(1, 48)),),
     "info": (
         Member("Containerd", since=(1, 46)),
-        *_of("RegistryConfig.AllowNondistributableArtifacts", "CIDRs Hostnames", until=(1, 49)),
+        *_of("RegistryConfig.AllowNondistributableArtifacts", "CIDRs Hostnames", until=(1, 47)),
         *_of("", "ContainerdCommit.Expected RuncCommit.Expected InitCommit.Expected", until=(1, 49)),
         Member("FirewallBackend", since=(1, 49)),
         *_of("", "BridgeNfIptables BridgeNfIp6tables", until=(1, 50)),
         Member("DiscoveredDevices", since=(1, 50)),
     ),
     "df": (
+        Member("BuilderSize", until=(1, 42)),
         Member("Images.*.VirtualSize", until=(1, 44)),
         Member("Containers.*.HostConfig.Annotations", since=(1, 46)),
         *_of("", "ImageUsage ContainerUsage VolumeUsage BuildCacheUsage", since=(1, 52)),
@@ -112,11 +120,16 @@ ANSWERS: dict[str, tuple[Member, ...]] = {
 
 BODIES: dict[str, tuple[Given, ...]] = {
     "create": (
+        Given("HostConfig.AutoRemove", since=(1, 25)),  # it was the client's to do
         Given("HostConfig.Mounts.*.BindOptions.NonRecursive", since=(1, 40)),
         Given("HostConfig.Mounts.*.BindOptions.CreateMountpoint", since=(1, 42)),
+        # Since then they are refused there.
+        Given("HostConfig.Mounts.*.VolumeOptions", since=(1, 42), unless="volume"),
+        Given("HostConfig.Mounts.*.TmpfsOptions", since=(1, 42), unless="tmpfs"),
         Given("HostConfig.ConsoleSize", since=(1, 42)),
         Given("HostConfig.Annotations", since=(1, 43)),
         Given("Healthcheck.StartInterval", since=(1, 44)),
+        Given("NetworkingConfig.EndpointsConfig.*.MacAddress", since=(1, 44)),
         Given(
             "HostConfig.Mounts.*.BindOptions.ReadOnlyForceRecursive",
             since=(1, 44),
@@ -140,7 +153,13 @@ BODIES: dict[str, tuple[Given, ...]] = {
             refused="container-wide MAC address no longer supported; use endpoint-specific MAC address instead",
         ),
     ),
-    "update": (Given("PidsLimit", since=(1, 40)),),
+    "update": (
+        Given("PidsLimit", since=(1, 40)),
+        # Before, a list of no devices has said nothing.
+        *(Given(name, since=(1, 55), value=[]) for name in _OF_BLOCK_DEVICES),
+    ),
+    "exec": (Given("ConsoleSize", since=(1, 42)),),
+    "network": (Given("EnableIPv4", since=(1, 48)),),
 }
 
 
@@ -192,6 +211,8 @@ def heed(body: str, value: object, version: Version) -> None:
             continue
         for place, name in _places(value, given.path.split(".")):
             if given.value is not None and place[name] != given.value:
+                continue
+            if given.unless and place.get("Type") == given.unless:
                 continue
             if given.refused and place[name]:
                 raise BadRequest(given.refused)

@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 
 
 NEVER = "0001-01-01T00:00:00Z"
-COUNTED = (1, 51)  # since when the containers of all images are counted; with `shared` at any time
+COUNTED = (1, 51)  # since when the containers of listed images are counted
 IDENTITY = (1, 53)  # since when one is told in full
 LIST_FILTERS = {"dangling", "label", "label!", "before", "since", "reference", "until"}
 
@@ -68,9 +68,10 @@ def listing(
     manifests: bool = False,
     identity: bool = False,
     version: versions.Version = versions.LAST,
+    counted: bool = False,
 ) -> list[ImageSummary]:
     """GET /images/json, as this version of the API has it; with the descriptors of `targets`, and with the `manifests`
-    below them, and the `identity` of each."""
+    below them, and the `identity` of each. `counted`: with the number of containers in any version."""
     for name in filters:
         if name not in LIST_FILTERS:
             raise BadRequest(f"invalid filter '{name}'")
@@ -82,7 +83,8 @@ def listing(
     until = [filter_moment(text) for text in filters.get("until", ())]
     users: dict[str, int] = {}
     layer_users: dict[str, int] = {}
-    if shared or version >= COUNTED:
+    counted = counted or version >= COUNTED
+    if shared or counted:
         owner = {known: image_id for image_id, (_, names) in images.items() for known in engine.images.ids(names)}
         for container in engine.containers.all():
             known = container.image_id if container.image_id in images else owner.get(container.image_id, "")
@@ -115,7 +117,7 @@ def listing(
         result.append(
             {
                 **_below(engine, names[0], targets, manifests, identity),
-                "Containers": users.get(image_id, 0) if shared or version >= COUNTED else -1,
+                "Containers": users.get(image_id, 0) if counted else -1,
                 "Created": moment // 10**9,
                 "Id": image_id,
                 "Labels": labels or None,

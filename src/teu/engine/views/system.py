@@ -194,7 +194,7 @@ def info(engine: Engine, version: versions.Version) -> dict[str, object]:
         "InitCommit": {"ID": "", "Expected": ""},
         "SecurityOptions": security,
         "CDISpecDirs": folders,
-        "DiscoveredDevices": device_requests.discovered(folders),
+        **({"DiscoveredDevices": devices} if (devices := device_requests.discovered(folders)) else {}),
         "FirewallBackend": {"Driver": "nftables", "Info": engine.endpoints.host.describe()},
         "Containerd": {
             "Address": engine.containerd.address,
@@ -231,7 +231,7 @@ def usage(engine: Engine, kinds: set[str], version: versions.Version, verbose: b
     answer: dict[str, object] = {}
     older: dict[str, object] = {}
     if "image" in kinds:
-        rows = images.listing(engine, {}, every=True, shared=True, version=version)
+        rows = images.listing(engine, {}, every=True, shared=True, version=version, counted=True)
         older["Images"], older["LayersSize"] = rows, images.disk_usage(engine)
         unused = sum(row["Size"] - row["SharedSize"] for row in rows if not row["Containers"])
         active = sum(1 for row in rows if row["Containers"])
@@ -257,7 +257,8 @@ def usage(engine: Engine, kinds: set[str], version: versions.Version, verbose: b
         cache = engine.builder.usage()
         records = [_cache_record(one, version) for one in cache]
         older["BuildCache"] = records
-        older["BuilderSize"] = sum(one.size for one in cache if not one.shared)
+        if size := sum(one.size for one in cache if not one.shared):
+            older["BuilderSize"] = size
         unused = sum(one.size for one in cache if not one.in_use and not one.shared)
         answer["BuildCacheUsage"] = _used(
             records, sum(one.in_use for one in cache), sum(one.size for one in cache), unused, verbose

@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 
 @route("POST", "/containers/{name}/exec")
 def create(engine: Engine, request: Request, name: str) -> Response:
-    options = request.decode(fields.EXEC)
+    options = request.decode(fields.EXEC, heed="exec")
     execution = execs.create(engine, engine.containers.get(name), options)
     return json_response({"Id": execution.id}, 201)
 
 
 @route("POST", "/exec/{identity}/start")
 def start(engine: Engine, request: Request, identity: str) -> Response:
-    options = request.decode(fields.EXEC_START, optional=True)
+    options = request.decode(fields.EXEC_START, optional=True, heed="exec")
     execution = execs.get(engine, identity)
     if execution.started:
         raise Conflict(f"exec {identity} has already run" if execution.ended.is_set() else "exec is already running")

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from teu.engine.images.store import Image, Name
     from teu.oci import image_spec
 
+REFERENCE = (1, 41)  # since when a name's pattern is a filter as others are, and no parameter of its own
 TARGETS = (1, 48)  # since when images are told with their Descriptor; with `manifests` at any time
 
 
@@ -27,9 +28,12 @@ def list_images(engine: Engine, request: Request) -> Response:
     identity = request.query.flag("identity")
     if identity and not request.query.flag("manifests"):
         raise BadRequest("conflicting options: identity requires manifests=1")
+    filters = request.query.filters()
+    if request.version < REFERENCE and (pattern := request.query.get("filter")):
+        filters.setdefault("reference", []).append(pattern)
     rows = images_view.listing(
         engine,
-        request.query.filters(),
+        filters,
         every=request.query.flag("all"),
         shared=request.query.flag("shared-size"),
         targets=request.version >= TARGETS or request.query.flag("manifests"),

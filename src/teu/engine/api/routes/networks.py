@@ -18,17 +18,19 @@ if TYPE_CHECKING:
 
 FILTERS = {"driver", "id", "label", "name", "scope", "type", "dangling"}
 PRUNE_FILTERS = {"label", "label!", "until"}
+BRIEF = (1, 28)  # since when the containers of a network are told of one network alone
 
 
 @route("GET", "/networks")
 def list_networks(engine: Engine, request: Request) -> Response:
     filters = _filters(request, FILTERS)
     rows = [
-        engine.networks.describe(network, containers=False)
+        engine.networks.describe(network, containers=request.version < BRIEF)
         for network in engine.networks.all()
         if _matches(engine, network, filters)
     ]
-    versions.fit("networks", rows, request.version)
+    for row in rows:
+        versions.fit("network", row, request.version)
     return json_response(rows)
 
 
@@ -64,7 +66,7 @@ def _matches(engine: Engine, network: Network, filters: dict[str, list[str]]) ->
 
 @route("POST", "/networks/create")
 def create_network(engine: Engine, request: Request) -> Response:
-    network, warning = engine.networks.create(request.decode(fields.NETWORK))
+    network, warning = engine.networks.create(request.decode(fields.NETWORK, heed="network"))
     return json_response({"Id": network.id, "Warning": warning}, 201)
 
 
