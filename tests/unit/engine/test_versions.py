@@ -128,6 +128,7 @@ OPTIONS = [
         ("exec", (1, 42), {"ConsoleSize": [1, 2], "Cmd": []}, {"Cmd": []}),
         ("network", (1, 48), {"EnableIPv4": False, "EnableIPv6": True}, {"EnableIPv6": True}),
         ("create", (1, 25), {"HostConfig": {"AutoRemove": True}}, {"HostConfig": {}}),
+        ("create", (1, 25), {"hostConfig": {"autoremove": True}}, {"hostConfig": {}}),
         (
             "create",
             (1, 42),

@@ -12,6 +12,7 @@ it, and `teu` asks no server twice.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from teu.engine.core.errors import BadRequest
@@ -209,22 +210,36 @@ def heed(body: str, value: object, version: Version) -> None:
     for given in BODIES[body]:
         if given.since <= version < given.until:
             continue
-        for place, name in _places(value, given.path.split(".")):
+        for place, name in _places(value, given.path.split("."), _named):
             if given.value is not None and place[name] != given.value:
                 continue
-            if given.unless and place.get("Type") == given.unless:
+            if given.unless and any(place[kind] == given.unless for kind in _named(place, "Type")):
                 continue
             if given.refused and place[name]:
                 raise BadRequest(given.refused)
             del place[name]
 
 
-def _places(value: object, path: list[str]) -> list[tuple[dict[str, object], str]]:
-    """Where a path leads: objects, and the name in each, of those that have it."""
+def _named(place: dict[str, object], name: str) -> list[str]:
+    """In a body the case of a name does not matter (kinds.Shape)."""
+    return [key for key in place if key.casefold() == name.casefold()]
+
+
+def _exactly(place: dict[str, object], name: str) -> list[str]:
+    return [name] if name in place else []
+
+
+def _places(
+    value: object, path: list[str], found: Callable[[dict[str, object], str], list[str]] = _exactly
+) -> list[tuple[dict[str, object], str]]:
+    """Where a path leads: objects, and the name in each, of those that have it, as `found` finds it."""
     name, *rest = path
     if name == "*":
         inner = value if isinstance(value, list) else value.values() if isinstance(value, dict) else ()
-        return [place for one in inner for place in _places(one, rest)]
-    if not isinstance(value, dict) or name not in value:
+        return [place for one in inner for place in _places(one, rest, found)]
+    if not isinstance(value, dict):
         return []
-    return _places(value[name], rest) if rest else [(value, name)]
+    keys = found(value, name)
+    if not rest:
+        return [(value, key) for key in keys]
+    return [place for key in keys for place in _places(value[key], rest, found)]
