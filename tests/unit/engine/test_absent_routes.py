@@ -74,7 +74,8 @@ def test_what_is_answered() -> None:
 def test_routes_have_their_versions() -> None:
     router.load()
     assert versions.ROUTES.keys() <= set(router.served())
-    with pytest.raises(BadRequest, match=r"GET /configs requires minimum API version 1\.30"):
-        versions.check_route("GET", "/configs", (1, 29))
-    versions.check_route("GET", "/configs", (1, 30))
-    versions.check_route("GET", "/containers/json", (1, 24))
+    route = "/images/{name:path}/attestations"
+    with pytest.raises(BadRequest, match=r"attestations requires minimum API version 1\.55"):
+        versions.check_route("GET", route, (1, 54))
+    versions.check_route("GET", route, (1, 55))
+    versions.check_route("POST", "/containers/prune", (1, 24))

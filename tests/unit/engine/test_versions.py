@@ -112,11 +112,6 @@ def test_what_a_later_version_has_brought_is_passed_over() -> None:
 
 NONE_GIVEN = {"BlkioWeightDevice": [], "BlkioDeviceReadBps": []}
 WEIGHTS = {"BlkioWeightDevice": [{"Path": "/dev/null", "Weight": 5}]}
-OPTIONS = [
-    {"Type": "bind", "VolumeOptions": {}, "TmpfsOptions": {}},
-    {"Type": "volume", "VolumeOptions": {"NoCopy": True}},
-    {"Type": "tmpfs", "TmpfsOptions": {"Mode": 5}},
-]
 
 
 @pytest.mark.parametrize(
@@ -129,12 +124,6 @@ OPTIONS = [
         ("network", (1, 48), {"EnableIPv4": False, "EnableIPv6": True}, {"EnableIPv6": True}),
         ("create", (1, 25), {"HostConfig": {"AutoRemove": True}}, {"HostConfig": {}}),
         ("create", (1, 25), {"hostConfig": {"autoremove": True}}, {"hostConfig": {}}),
-        (
-            "create",
-            (1, 42),
-            {"HostConfig": {"Mounts": OPTIONS}},
-            {"HostConfig": {"Mounts": [{"Type": "bind"}, *OPTIONS[1:]]}},
-        ),
         (
             "create",
             (1, 44),

@@ -37,6 +37,9 @@ def check(
     mode = network_mode(container)
     if len(endpoints) > 1 and version < (1, 44):
         raise BadRequest(f"Container cannot be created with multiple network endpoints: {', '.join(sorted(endpoints))}")
+    has_own = mode not in ("host", "none") and not mode.startswith("container:")
+    if container.config.mac_address and version < (1, 44) and not has_own:
+        raise BadRequest("conflicting options: mac-address and the network mode")  # later ones warn, and go on
     exposed = container.config.exposed_ports or {}
     for key in exposed:
         parse_port(key)
