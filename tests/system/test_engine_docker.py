@@ -323,7 +323,7 @@ volume ls --filter nope=x
 volume rm named nosuch
 volume rm data
 volume rm -f nosuch
-version --format '{{.Client.Os}} {{.Server.Os}} {{.Server.Arch}} {{.Server.APIVersion}} {{.Server.MinAPIVersion}}'
+version --format '{{.Client.Os}} {{.Server.Os}} {{.Server.Arch}} {{.Server.MinAPIVersion}}'
 info --format '{{.OSType}} {{.Architecture}} {{.NCPU}} {{.CgroupVersion}} {{.Swarm.LocalNodeState}}'
 info --format '{{.Name}} {{.KernelVersion}} {{.OperatingSystem}} {{json .RegistryConfig.InsecureRegistryCIDRs}}'
 system df --format '{{.Type}}'

@@ -363,13 +363,22 @@ class Client:
             connection = self.connect()
             response = self._exchange(connection, request, stream, method)
         if not self.settled:
-            if response.status == 400 and (older := self._older(response)):
-                self.prefix, self.settled = older, True
+            if response.status == 400 and self._is_older(response, method):
                 return self.open(method, path, query, body, headers=given, own=own, check=check)
             self.settled = True
         if check and response.status >= 400:
             raise self.failure(response)
         return response
+
+    def _is_older(self, response: Response, method: str) -> bool:
+        """Whether the refusal is of our version, or may be; then the daemon's is settled."""
+        if method == "HEAD":  # nothing was said
+            self.done(response)
+            self._settle()
+            return True
+        older = self._older(response)
+        self.prefix, self.settled = older or self.prefix, True
+        return bool(older)
 
     def _older(self, response: Response) -> str:
         """The prefix of the version that the daemon wants instead of ours, or "" where that is not its trouble."""

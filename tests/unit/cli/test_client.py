@@ -81,6 +81,37 @@ def test_bodies_and_kept_connections(served) -> None:  # type: ignore[no-untyped
     assert b'{"k":"\xc3\xa9"}' in seen[2]
 
 
+OLD = b"client version 1.51 is too new. Maximum supported API version is 1.45"
+
+
+def test_a_daemon_that_has_an_older_version_only(served) -> None:  # type: ignore[no-untyped-def]
+    """What it says is asked again in its version, once; to HEAD it can say nothing, and is asked something else."""
+    client, answers, seen = served
+    refusal = b"HTTP/1.1 400 Bad Request\r\nContent-Length: %d\r\n\r\n" % len(OLD)
+    good = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
+    answers += [[refusal, refusal + OLD, good, good], [good]]
+    response = client.open("HEAD", "/a", check=False)
+    assert response.status == 200
+    client.done(response)
+    assert client.call("POST", "/b") is None
+    assert [request.split(b" HTTP")[0] for request in seen] == [
+        b"HEAD /v1.51/a",
+        b"GET /v1.51/_ping",
+        b"GET /v1.45/_ping",
+        b"HEAD /v1.45/a",
+        b"POST /v1.45/b",
+    ]
+    seen.clear()
+    refused = Client(client.host)
+    answers += [[refusal, good, refusal]]
+    response = refused.open("HEAD", "/a", check=False)
+    assert response.status == 400 and [request.split(b" HTTP")[0] for request in seen] == [
+        b"HEAD /v1.51/a",
+        b"GET /v1.51/_ping",
+        b"HEAD /v1.51/a",
+    ]
+
+
 def test_a_connection_that_the_daemon_closed_is_opened_again(served) -> None:  # type: ignore[no-untyped-def]
     client, answers, _ = served
     ok = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 1\r\n\r\n"
