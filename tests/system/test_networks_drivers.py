@@ -198,7 +198,8 @@ class Side(NamedTuple):
     def ask(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
         connection = _Connection(self.socket)
         data = None if body is None else json.dumps(body)
-        connection.request(method, f"/v1.48{path}", data, {"Content-Type": "application/json"} if data else {})
+        version = "1.48" if self.name == "teud" else "1.45"  # the first with GwPriority, and docker 26's
+        connection.request(method, f"/v{version}{path}", data, {"Content-Type": "application/json"} if data else {})
         answer = connection.getresponse()
         text = answer.read().decode()
         connection.close()
