@@ -277,6 +277,8 @@ def test_beside_docker(ids: str, registry: str, tmp_path: Path) -> None:
     """With ids of configurations as dockerd with its own store, with those of targets as with containerd's."""
     box = offer(registry, "box")
     with peers.dockerd(config={"features": {"containerd-snapshotter": ids == "target"}}) as docker:
+        for left in docker("images", "-q").split():  # by others, in the host's containerd
+            docker("rmi", "-f", left, code=None)
         docker("pull", box.name)
         teu("pull", box.name)
         theirs, ours = json.loads(docker("image", "inspect", box.name))[0], inspected(box.name)
