@@ -210,14 +210,16 @@ class Volumes:
             name = uuid.uuid4().hex + uuid.uuid4().hex
             labels[ANONYMOUS_LABEL] = ""
             driver = driver or registry.DEFAULT
-        check_name(name)
-        if not driver and self._row(name) is None and (found := self._elsewhere(name)) is not None:
-            driver = found[0].name
+        if not driver:
+            check_name(name)
+            if self._row(name) is None and (found := self._elsewhere(name)) is not None:
+                driver = found[0].name
         driver = driver or registry.DEFAULT
         try:
             options = self._drivers[driver].check(options or {})
         except NotFound as error:
             raise NotFound(f"create {name}: error looking up volume plugin {driver}: {error}") from None
+        check_name(name)  # behind the driver, as docker has it
         with self._alone(name):
             record = self._record(name)
             with self._lock:
