@@ -73,6 +73,17 @@ def test_only_the_distribution_is_needed() -> None:
         assert path.startswith("/usr/lib/python3/dist-packages/")
 
 
+def test_every_program_starts_without_what_its_caller_has_for_python() -> None:
+    """-I: neither PYTHONPATH nor the user's packages nor the program's folder; -S: no site. The packaging tools like to
+    write these lines anew."""
+    files = [Path(line) for line in out("dpkg-query", "-L", *PACKAGES).splitlines() if line.startswith("/usr/")]
+    programs = [file for file in files if file.is_file() and file.stat().st_mode & 0o111]
+    first = {file: file.read_bytes().partition(b"\n")[0] for file in programs}
+    python = {str(file): line.decode() for file, line in first.items() if line.startswith(b"#!") and b"python" in line}
+    assert {"/usr/bin/teu", "/usr/sbin/teud", "/usr/sbin/teu-containerd"} <= set(python)
+    assert set(python.values()) == {"#!/usr/bin/python3 -IS"}, python
+
+
 def test_the_peers_are_untouched() -> None:
     installed = out("dpkg-query", "-W", "-f=${Package} ", *PEERS).split()
     assert set(installed) == set(PEERS)
