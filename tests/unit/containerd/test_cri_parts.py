@@ -387,6 +387,7 @@ def test_what_plugins_are_told() -> None:
 
 STATUS_PLUGIN = """#!/bin/sh
 cat >/dev/null
+while [ "$CNI_COMMAND" = STATUS ] && [ -e FOLDER/slow ]; do sleep 0.01; done
 [ "$CNI_COMMAND" = STATUS ] && [ -e FOLDER/ill ] && { echo '{"code": 50, "msg": "ill"}'; exit 1; }
 [ "$CNI_COMMAND" = ADD ] && echo '{"cniVersion": "1.1.0", "ips": ADDRESSES}'
 exit 0
@@ -408,7 +409,9 @@ def networks(folder: Path, addresses: str = '[{"address": "10.0.0.5/24"}]') -> n
 def test_status_of_the_network_waits_for_no_plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(network, "_STATUS_SECONDS", 0.0)
     found = networks(tmp_path)
+    (tmp_path / "slow").touch()
     assert "have not told their status" in found.obstacle()
+    (tmp_path / "slow").unlink()
 
     def until(text: str) -> None:
         deadline = time.monotonic() + 20
