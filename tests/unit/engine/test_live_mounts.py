@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,9 @@ from teu.engine.core import fields
 from teu.engine.core.errors import BadRequest, Conflict, EngineError
 from teu.engine.core.times import timestamp
 from teu.engine.engine import Engine
-from teu.engine.files import live
+from teu.engine.files import live, rootfs
 from teu.engine.lifecycle import change
+from teu.linux import inside as inside_root
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="mounts need root")
 
@@ -71,13 +73,14 @@ def test_a_folder_and_a_file_come_and_go(engine: Engine, box: Container, tmp_pat
     (tmp_path / "given/file").write_text("from the host")
     base = str(tmp_path / "new")
     for source, place in ((tmp_path / "given", f"{base}/deep"), (tmp_path / "given/file", f"{base}/one")):
-        live.attach(engine, box, bound(source, place))
+        point = bound(source, place)
+        live.attach(engine, box, point)
         assert mounted_at(box, place) and not os.path.ismount(place), "it is seen in the container alone"
         seen = inside(box, place)
         assert (seen / "file" if seen.is_dir() else seen).read_text() == "from the host"
-        live.detach(box, place)
+        live.detach(engine, box, point)
         assert not mounted_at(box, place)
-        live.detach(box, place)  # twice is fine
+        live.detach(engine, box, point)  # twice is fine
 
 
 def test_a_read_only_one_cannot_be_written(engine: Engine, box: Container, tmp_path: Path) -> None:
@@ -97,6 +100,80 @@ def test_what_cannot_be_is_told(engine: Engine, box: Container, tmp_path: Path) 
         live.attach(engine, box, bound(tmp_path / "none", str(tmp_path / "place")))
     box.pid_started += 1
     with pytest.raises(Conflict, match="has ended"):
+        live.attach(engine, box, bound(tmp_path / "given", str(tmp_path / "place")))
+
+
+def test_a_link_does_not_lead_into_proc(engine: Engine, box: Container, tmp_path: Path) -> None:
+    (tmp_path / "given").mkdir()
+    (tmp_path / "link").symlink_to("/proc/self/attr")
+    with pytest.raises(EngineError, match="inside /proc"):
+        live.attach(engine, box, bound(tmp_path / "given", str(tmp_path / "link")))
+
+
+def test_a_link_does_not_lead_to_another_mount(engine: Engine, box: Container, tmp_path: Path) -> None:
+    """The container has put a link where the way to its mount was: what is mounted behind that stays."""
+    for name in ("given", "other", "before", "kept"):
+        (tmp_path / name).mkdir()
+    mine = bound(tmp_path / "given", str(tmp_path / "before/sys"))
+    kept = bound(tmp_path / "other", str(tmp_path / "kept/sys"))
+    for point in (mine, kept):
+        live.attach(engine, box, point)
+    (tmp_path / "before").rename(tmp_path / "away")
+    (tmp_path / "before").symlink_to("kept")
+    with pytest.raises(EngineError, match="another mount"):
+        live.detach(engine, box, mine)
+    assert mounted_at(box, kept.destination)
+    (tmp_path / "before").unlink()
+    (tmp_path / "before").symlink_to("away")  # as an image may have it: /var/run
+    live.detach(engine, box, mine)
+    assert not mounted_at(box, str(tmp_path / "away/sys")) and mounted_at(box, kept.destination)
+
+
+def test_who_has_waited_too_long_leaves_nothing_behind(
+    engine: Engine, box: Container, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thread that hung goes on later: by then the number of its descriptor may be another's."""
+    (tmp_path / "given").mkdir()
+    place = str(tmp_path / "place")
+    going, gone = threading.Event(), threading.Event()
+    make, close = inside_root.make_in_root, os.close
+    trees: list[int] = []
+
+    def hangs(*given: Any) -> int:
+        going.wait(20)
+        return make(*given)
+
+    def source(*_: object) -> int:
+        trees.append(tree(engine, bound(tmp_path / "given", place)))
+        return trees[0]
+
+    def closes(descriptor: int) -> None:
+        close(descriptor)
+        if descriptor in trees:
+            assert going.is_set(), "it is still needed"
+            gone.set()
+
+    tree = rootfs.source_tree
+    monkeypatch.setattr(rootfs, "ANSWER_SECONDS", 0.05)
+    monkeypatch.setattr(rootfs, "source_tree", source)
+    monkeypatch.setattr(inside_root, "make_in_root", hangs)
+    monkeypatch.setattr(os, "close", closes)
+    with pytest.raises(EngineError, match="no answer"):
+        live.attach(engine, box, bound(tmp_path / "given", place))
+    assert not gone.is_set()
+    going.set()
+    assert gone.wait(20) and not mounted_at(box, place)
+
+
+def test_whatever_goes_wrong_is_told(
+    engine: Engine, box: Container, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> int:
+        raise ValueError("no such path")
+
+    (tmp_path / "given").mkdir()
+    monkeypatch.setattr(inside_root, "make_in_root", fails)
+    with pytest.raises(EngineError, match="no such path"):
         live.attach(engine, box, bound(tmp_path / "given", str(tmp_path / "place")))
 
 

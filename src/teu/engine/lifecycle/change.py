@@ -112,9 +112,9 @@ def _mounts(
             rootfs.check_source(points[-1].source, points[-1].options.create, "bind")
         if container.running:
             _mount_now(engine, container, points[-1], taken)
-            undo.callback(_try, live.detach, container, points[-1].destination)
+            undo.callback(_try, live.detach, engine, container, points[-1])
     for point in removed if container.running else ():
-        live.detach(container, point.destination)
+        live.detach(engine, container, point)
         undo.callback(_try, live.attach, engine, container, point)
     return left + points, _unused(removed, left + points)
 
