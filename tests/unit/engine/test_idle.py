@@ -22,8 +22,9 @@ from teu.systemd.bus import BusError
 
 
 @pytest.fixture
-def engine(tmp_path: Path) -> Iterator[Engine]:
+def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
     made = parts.engine(tmp_path)
+    monkeypatch.setattr(made.containerd, "wakes", lambda: True)
     made.pump.start()
     yield made
     made.pump.stop()
@@ -211,6 +212,33 @@ def test_the_unit_of_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
     assert idle.unit_of(2**22 + 1) == "", "it has gone"
 
 
+def test_it_stays_where_nobody_would_tell_of_an_end(
+    manager: Manager, engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """containerd knows no engine that is away: restart policies and --rm would wait for the next client."""
+    from teu.containerd.core.version import advertised
+    from teu.engine.backend import containerd
+
+    container = running(engine)
+    asked = type(engine.containerd).wakes
+    monkeypatch.setattr(engine.containerd, "wakes", lambda: asked(engine.containerd))
+    told = [advertised()]
+    version = SimpleNamespace(Version=lambda _, **__: SimpleNamespace(version=told[0]))
+    monkeypatch.setattr(engine.containerd, "version", version, raising=False)
+    for told[0] in ("1.7.24~ds1", "v2.1.4"):
+        assert not idle.hand_over(engine, set()) and not manager.calls
+
+    def away(_: object, **__: object) -> None:
+        raise containerd.Unavailable("away")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(version, "Version", away)
+        assert not idle.hand_over(engine, set()) and not manager.calls
+    told[0] = advertised()
+    assert idle.hand_over(engine, set()) and manager.calls
+    container.hub.discard()
+
+
 def test_the_unit_that_it_starts_is_shipped() -> None:
     top = Path(__file__).parents[3]
     assert "systemctl start teud.service" in (top / "systemd/teud-output@.service").read_text()
@@ -259,7 +287,7 @@ def test_who_has_an_end_on_its_way_is_not_left(engine: Engine, monkeypatch: pyte
         monkeypatch.setattr(tasks, "list_tasks", lambda _, known=known: known)
         assert idle.all_run(engine) == well
 
-    def away(_: object) -> None:
+    def away(_: object, **__: object) -> None:
         raise containerd.Unavailable("away")
 
     monkeypatch.setattr(tasks, "list_tasks", away)
@@ -278,6 +306,7 @@ def test_the_daemon_that_has_left_is_needed_at_once_or_not(
     monkeypatch.setattr(tasks, "list_tasks", lambda _: known)
     daemon = Daemon(parts.settings(tmp_path))
     engine = daemon.engine
+    monkeypatch.setattr(engine.containerd, "wakes", lambda: True)
     engine.pump.start()
     assert daemon.left_idle(), "it never was ready: whoever waits for that is still there"
     engine.ready.set()

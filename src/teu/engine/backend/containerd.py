@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import grpc
 
 NAMESPACE = "teu"
+ASKED_SECONDS = 5.0  # for what is asked by the way
 COLLECT_SECONDS = 600.0  # for a garbage collection that is waited for
 
 
@@ -116,6 +117,13 @@ class Client(grpcclient.Client):
         except (FileNotFoundError, ConnectionRefusedError):
             return False
         return True
+
+    def wakes(self) -> bool:
+        """Whether it wakes an engine that is away when a task ends: teu-containerd does (`wake` of its configuration),
+        and says who it is behind containerd's version; containerd knows nobody who is not connected. Raises Error."""
+        from google.protobuf import empty_pb2
+
+        return "+teu" in self.version.Version(empty_pb2.Empty(), timeout=ASKED_SECONDS).version
 
     def ensure_namespace(self, timeout: float = grpcclient.DEADLINE) -> None:
         from teu.api.services.namespaces.v1 import namespace_pb2

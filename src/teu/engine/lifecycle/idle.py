@@ -3,8 +3,8 @@
 
     its output        systemd watches the FIFOs of those that are quiet (teu.systemd.output), and starts the engine when
                       one says something; the shim keeps what it says until then
-    its end           the shim tells containerd, which wakes the engine: exit code, restart policy, --rm; before a
-                      shutdown of the host ends it, systemd starts both
+    its end           the shim tells teu-containerd, which wakes the engine: exit code, restart policy, --rm; before a
+                      shutdown of the host ends it, systemd starts both. With another containerd the engine stays
     its names, ports  the resolver, and the ports of the host, are the engine's: it stays
     its health        the checks are run here: it stays; so it does for further processes, and while it restarts
     its log           a driver that sends to others has a connection, or memory, here: it stays
@@ -88,6 +88,13 @@ def hand_over(engine: Engine, watched: set[str]) -> bool:
     }
     if not fresh:
         return True
+    try:
+        if not engine.containerd.wakes():
+            log.debug("the containerd at %s would tell nobody of a container's end", engine.containerd.address)
+            return False
+    except containerd.Error as error:
+        log.warning("containerd does not say whether it would tell of a container's end: %s", error)
+        return False
     paths = [path for some in fresh.values() for path in some]
     daemons = [DAEMON] if engine.containerd.address != CONTAINERD[1] else [CONTAINERD[0], DAEMON]
     try:
