@@ -103,6 +103,45 @@ def test_what_a_plugin_alone_knows(tmp_path: Path, plugin: VolumePlugin) -> None
         volumes.inspect("more")
 
 
+def test_a_name_that_is_none_is_no_plugins(
+    tmp_path: Path, plugin: VolumePlugin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some plugins say that they have whatever they are asked for; what is known of a volume is in a file."""
+    volumes = store(tmp_path)
+    volumes.ensure("data", "nas")
+    precious = tmp_path / "precious"
+    precious.write_text("")
+    monkeypatch.setattr(plugin, "answer", lambda *_: {"Volume": {"Name": "x"}})
+    for name in ("../../precious", "..", ".data.new", "a/b"):
+        with pytest.raises(NotFound):
+            volumes.remove(name)
+        with pytest.raises(NotFound):
+            volumes.inspect(name)
+    assert precious.exists()
+
+
+def test_one_that_got_a_user_meanwhile_stays(
+    tmp_path: Path, plugin: VolumePlugin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Plugins are asked for seconds whether the name is theirs; a container may be made with it then."""
+    plugin.answer("VolumeDriver.Create", {"Name": "theirs"})
+    volumes = store(tmp_path)
+    looked = volumes._elsewhere
+
+    def meanwhile(name: str) -> Any:
+        found = looked(name)
+        if "theirs" not in volumes.names():
+            volumes.ensure("theirs", container_id="c1")
+        return found
+
+    with volumes.promised("c1"):
+        monkeypatch.setattr(volumes, "_elsewhere", meanwhile)
+        monkeypatch.setattr(volumes, "ensure", lambda *a, **b: Volumes.ensure(volumes, "theirs", "nas", **b))
+        with pytest.raises(Conflict, match="in use"):
+            volumes.remove("theirs")
+    assert plugin.options.keys() == {"theirs"}
+
+
 def test_who_looks_does_not_wait_long(tmp_path: Path, plugin: VolumePlugin, monkeypatch: pytest.MonkeyPatch) -> None:
     """And not again and again for one that hangs."""
     volumes, over = store(tmp_path), threading.Event()

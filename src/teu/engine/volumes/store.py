@@ -353,6 +353,8 @@ class Volumes:
 
     def _elsewhere(self, name: str) -> tuple[Remote, Seen] | None:
         """Which plugin has a volume of that name, which is none of ours, and what it says of it."""
+        if not NAME.match(name):
+            return None  # its file would be anywhere
         for plugin in self._drivers.plugins():
             if seen := plugin.seen(name):
                 return plugin, seen
@@ -446,10 +448,12 @@ class Volumes:
     def remove(self, name: str, force: bool = False) -> None:
         """DELETE /volumes/{name}. Raises NotFound (unless forced), Conflict. Forced, a volume of a plugin that is
         gone, or does not let go of it, is forgotten."""
-        if self._row(name) is None and (other := self._elsewhere(name)) is not None:
-            self._remove_foreign(name, other[0])
-            return
+        other = self._elsewhere(name) if self._row(name) is None else None
         with self._alone(name):
+            # That was asked for seconds, maybe: a container may have it by now.
+            if other is not None and self._row(name) is None:
+                self._remove_foreign(name, other[0])
+                return
             record = self._record(name)
             if record is None:
                 if force:
@@ -468,11 +472,10 @@ class Volumes:
                 self._event("destroy", name, _driver_name(record))
 
     def _remove_foreign(self, name: str, plugin: Remote) -> None:
-        with self._alone(name):
-            try:
-                plugin.remove(name)
-            except OSError as error:
-                raise Conflict(f"remove {name}: {error.strerror}: {error.filename or ''}") from error
+        try:
+            plugin.remove(name)
+        except OSError as error:
+            raise Conflict(f"remove {name}: {error.strerror}: {error.filename or ''}") from error
         self._event("destroy", name, plugin.name)
 
     def _remove(self, name: str, record: VolumeRecord) -> None:
