@@ -205,9 +205,18 @@ def test_the_unit_of_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
         2: "/system.slice/web.service/teu-1/container",
         3: "/user.slice/user-0.slice/user@0.service/app.slice/x.scope",
         4: "/teu/plain",
+        5: "/teu.slice/teu-5.scope/container/init.scope",
+        6: "/system.slice/db.service/teu-6/container/system.slice/teud.service",
     }
     monkeypatch.setattr(idle.cgroup_files, "own", places.__getitem__)
-    assert [idle.unit_of(pid) for pid in places] == ["teu-1.scope", "web.service", "x.scope", ""]
+    assert [idle.unit_of(pid) for pid in places] == [
+        "teu-1.scope",
+        "web.service",
+        "user@0.service",
+        "",
+        "teu-5.scope",
+        "db.service",
+    ]
     monkeypatch.undo()
     assert idle.unit_of(2**22 + 1) == "", "it has gone"
 

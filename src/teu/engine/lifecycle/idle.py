@@ -107,13 +107,13 @@ def hand_over(engine: Engine, watched: set[str]) -> bool:
 
 
 def unit_of(pid: int) -> str:
-    """The unit of systemd's that a container's process is in; "" where it is in none."""
+    """The unit of the host's systemd that a container's process is in; "" where it is in none. Below that the names are
+    the container's own: of a systemd in it, or whatever it likes."""
     try:
         parts = cgroup_files.own(pid).split("/")
     except OSError:
         return ""
-    units = [part.removeprefix("_") for part in parts if part.endswith((".scope", ".service"))]
-    return units[-1] if units else ""
+    return next((part.removeprefix("_") for part in parts if part.endswith((".scope", ".service"))), "")
 
 
 def shutdown_woke_us() -> bool:
