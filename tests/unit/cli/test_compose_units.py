@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from teu.cli import createspec
 from teu.cli.declared import composed, files, projects, translate
 
 
@@ -62,7 +63,8 @@ def test_a_service_is_a_container_of_the_target() -> None:
     [
         ({"command": ["sh", "-c", "echo $$HOME 100%"]}, 'Exec=sh -c "echo $$HOME 100%%"'),
         ({"entrypoint": ["/bin/sh", "-c"]}, 'Entrypoint=["/bin/sh","-c"]'),
-        ({"environment": {"A": "x y", "B": None, "C": "$$1"}}, 'Environment="A=x y"'),
+        ({"environment": {"A": "x y", "B": None, "C": "$$1"}}, "EnvironmentFile=shop-web.env"),
+        ({"environment": {"A": "x y", "B": None, "C": "$$1"}}, "Environment=B"),
         ({"environment": {"A": "1\n2"}}, 'Environment="A=1\\n2"'),
         ({"labels": {"a.b": "c"}}, "Label=a.b=c"),
         ({"ports": [{"mode": "ingress", "target": 80, "published": "8080"}]}, "PublishPort=8080:80/tcp"),
@@ -237,6 +239,28 @@ def test_networks_volumes_secrets_and_builds() -> None:
         "shop-front.network",
         "shop-data.volume",
     }
+
+
+def test_variables_are_for_root_alone(
+    teu: Callable[..., Any], tmp_path: Path, compose: Callable[[dict[str, Any]], None]
+) -> None:
+    """Compose has them out of files that only some may read; a unit, and its command line, everybody reads."""
+    variables = {"PASSWORD": " p%s$$w'\"#", "EMPTY": "", "LINES": "1\n2", "#": "x"}
+    made = project(web={"image": "w", "environment": variables})
+    found = lines(made, "shop-web.container")
+    assert not any("PASSWORD" in line for line in found) and 'Environment="LINES=1\\n2"' in found
+    places = (f"--directory={tmp_path}/declared", f"--unit-directory={tmp_path}/units")
+    compose({"name": "shop", "services": {"web": {"image": "w", "network_mode": "host", "environment": variables}}})
+    assert teu("compose-units", *places, "x.yaml").code == 0
+    path = tmp_path / "declared/shop/shop-web.env"
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert createspec.read_lines([str(path)], True) == ["EMPTY=", "PASSWORD= p%s$w'\"#"]
+    declared = files.Declared("shop-web.container", str(path.with_suffix(".container")))
+    declared.read(declared.path)
+    unit = translate.translate(translate.House({"shop-web.container": declared}), declared)
+    assert f"--env-file={path}" in unit.text
+    assert teu("compose-units", *places, "--remove", "-p", "shop").code == 0
+    assert not path.exists()
 
 
 def test_units_of_the_files_need_each_other() -> None:

@@ -5,6 +5,7 @@
     its build      PROJECT-web.build          PROJECT-web-build.service
     a network      PROJECT-front.network      PROJECT-front-network.service
     a volume       PROJECT-data.volume        PROJECT-data-volume.service
+    its variables  PROJECT-web.env            for root alone, which units and command lines are not
     the project    PROJECT.target, a unit, which wants all services
 
 Things keep the names that compose gives them. Each key of a service is in SERVICE below: it becomes a key of
@@ -155,6 +156,7 @@ HEALTH = ("test", "interval", "timeout", "retries", "start_period", "start_inter
 RESTARTS = {"": "", "no": "", "always": "always", "unless-stopped": "always", "on-failure": "on-failure"}
 CONDITIONS = {"none": "", "any": "always", "on-failure": "on-failure"}
 PULL = {"always": "always", "missing": "missing", "if_not_present": "missing", "never": "never", "build": ""}
+VARIABLES = "env"  # the ending of a file of variables
 NAMES = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-")
 
 
@@ -233,9 +235,15 @@ class File:
         return head + "\n" + "\n\n".join(parts) + "\n"
 
 
+def fits_a_file(pair: str) -> bool:
+    """Whether a file of variables (--env-file) can have this NAME=VALUE."""
+    name, equals, _ = pair.partition("=")
+    return bool(equals) and not any(letter in pair for letter in "\n\r") and not name.startswith("#")
+
+
 class Project:
-    """One compose project. `files` are the declared files by name, `target` is the text of its unit, `problems` what
-    was refused: (place in the document, reason)."""
+    """One compose project. `files` are the declared files, and those of variables, by name, `target` is the text of its
+    unit, `problems` what was refused: (place in the document, reason)."""
 
     def __init__(self, document: dict[str, Any], source: str) -> None:
         self.document = undoubled(document)
@@ -370,6 +378,9 @@ class Project:
             return str(found["file"])
         how = next((key for key in ("environment", "content", "external") if found.get(key)), "")
         raise Refused(f"{name} is not in a file but in {how or 'no place'}: put it into one, which file: names", *path)
+
+    def variables(self, name: str, given: list[str]) -> None:
+        self.files[name] = self._head + "\n".join(given) + "\n"
 
     def _network(self, name: str, found: dict[str, Any]) -> None:
         known = ("name", "driver", "driver_opts", "ipam", "internal", "attachable", "labels", "external")
@@ -549,8 +560,15 @@ class Member:
         self.file.add("Entrypoint", value[0] if len(value) == 1 and value[0][:1] != "[" else jsontext.dumps(value))
 
     def _environment(self, value: Any) -> None:
-        for pair in pairs(value):
-            self.file.words("Environment", pair)
+        given = pairs(value)
+        kept = [pair for pair in given if fits_a_file(pair)]
+        for pair in given:
+            if pair not in kept:
+                self.file.words("Environment", pair)
+        if kept:
+            name = f"{self.project.name}-{self.name}.{VARIABLES}"
+            self.file.add("EnvironmentFile", name)
+            self.project.variables(name, kept)
 
     def _extra_hosts(self, value: Any) -> None:
         for entry in hosts(value):

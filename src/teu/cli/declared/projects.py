@@ -15,7 +15,7 @@ import os
 from teu.cli import plugins
 from teu.cli.command import PROGRAM, Cli, Command
 from teu.cli.declared import files, translate
-from teu.cli.declared.composed import Project, mark
+from teu.cli.declared.composed import VARIABLES, Project, mark
 from teu.cli.declared.validate import wrong_options
 from teu.cli.errors import CommandError
 from teu.cli.options import Options
@@ -157,7 +157,8 @@ class Writer:
                 return
             os.makedirs(folder, 0o755, exist_ok=True)
             aside = f"{folder}/.{name}.new"
-            with open(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644), "wb", 0) as file:
+            mode = 0o600 if name.endswith(f".{VARIABLES}") else 0o644
+            with open(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode), "wb", 0) as file:
                 file.write(text.encode())
                 os.fsync(file.fileno())
             os.rename(aside, path)
@@ -165,11 +166,11 @@ class Writer:
             raise CommandError(f"cannot write {path}: {error.strerror}") from None
 
     def ours(self, folder: str) -> list[str]:
-        """The declared files of this project in a folder."""
+        """The files of this project in a folder."""
         found = []
         for name in sorted(os.listdir(folder)) if os.path.isdir(folder) else ():
             path = f"{folder}/{name}"
-            if name.rpartition(".")[2] in files.KINDS and os.path.isfile(path):
+            if name.rpartition(".")[2] in (*files.KINDS, VARIABLES) and os.path.isfile(path):
                 with open(path, "rb", 0) as file:
                     if file.read(len(self.mark.encode())) == self.mark.encode():
                         found.append(path)
@@ -180,6 +181,8 @@ def mistakes(project: Project) -> list[str]:
     """What the generator would say of the files, which is a fault of compose-units or a value that none can have."""
     declared = {}
     for name, text in project.files.items():
+        if name.endswith(f".{VARIABLES}"):
+            continue
         one = declared[name] = files.Declared(name, name)
         one.parse(text, name)
     house = translate.House(declared)
