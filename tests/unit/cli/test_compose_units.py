@@ -139,6 +139,7 @@ def test_keys_become_lines(given: dict[str, Any], expected: str) -> None:
         ({"command": []}, "services.web.command", "empty command"),
         ({"depends_on": {"db": {"condition": "service_started"}}}, "services.web.depends_on.db", "--profile"),
         ({"secrets": [{"source": "key"}]}, "services.web.secrets", "file"),
+        ({"cgroup_parent": "x\nExecStartPre=id\n.slice"}, "services.web.cgroup_parent", "break of line"),
         ({"labels": {"a": "b"}, "hostname": "a\nb"}, "services.web.hostname", "break of line"),
         ({"pull_policy": "daily"}, "services.web.pull_policy", "AutoUpdate="),
         ({"volumes": [{"type": "npipe", "source": "x", "target": "y"}]}, "services.web.volumes", "npipe"),

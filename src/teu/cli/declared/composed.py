@@ -213,10 +213,12 @@ class File:
 
     def add(self, key: str, value: Any) -> None:
         """A line with a value that stands as it is."""
-        text = literal(value)
+        self._line(self.section, key, literal(value))
+
+    def _line(self, section: str, key: str, text: str) -> None:
         if "\n" in text or text.endswith("\\") or text != text.strip():
-            raise Refused(f"{value!r} has an end or a break of line that a line of a file cannot have")
-        self.sections[self.section].append(f"{key}={text}")
+            raise Refused(f"{text!r} has an end or a break of line that a line of a file cannot have")
+        self.sections[section].append(f"{key}={text}")
 
     def words(self, key: str, *values: Any) -> None:
         self.sections[self.section].append(f"{key}=" + " ".join(quoted(literal(value)) for value in values))
@@ -225,10 +227,10 @@ class File:
         self.words("PodmanArgs", f"--{name}" if value is None else f"--{name}={shown(value)}")
 
     def unit(self, key: str, value: str) -> None:
-        self.sections["Unit"].append(f"{key}={value}")
+        self._line("Unit", key, value)
 
     def service(self, key: str, value: str) -> None:
-        self.sections["Service"].append(f"{key}={value}")
+        self._line("Service", key, value)
 
     def text(self, head: str) -> str:
         parts = ["\n".join([f"[{name}]", *lines]) for name, lines in self.sections.items() if lines]
