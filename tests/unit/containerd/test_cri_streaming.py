@@ -631,6 +631,7 @@ def test_halves_of_connections(server: Server, echo: Echo, monkeypatch: pytest.M
             {"streamType": "data", "port": "0"},
             {"streamType": "data", "port": "70000"},
             {"streamType": "data", "port": "x"},
+            {"streamType": "data", "port": "9" * 5000},  # more digits than Python makes a number of
             {"streamType": "other", "port": "1"},
         ):
             assert client.open(**headers) in client.reset
@@ -650,6 +651,12 @@ def test_ports_by_channels(server: Server, echo: Echo, protocol: str) -> None:
         assert client.until(0, b"hello") == port + b"hello"
         assert client.until(3, b"listens").startswith(b"\x09\0error forwarding port 9")
         assert client.data[1] == port and client.data[2] == b"\x09\0"
+
+
+def test_more_ports_than_channels(server: Server, echo: Echo) -> None:
+    url = server.promise("portforward", echo.job(*range(1, 130)))
+    with pytest.raises(Refused, match="258 channels"):
+        WebSocket(url, V4)
 
 
 def test_connections_inside() -> None:

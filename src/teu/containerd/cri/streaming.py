@@ -18,6 +18,7 @@ import contextlib
 import http
 import json
 import logging
+import re
 import secrets
 import select
 import socket
@@ -51,6 +52,8 @@ TUNNEL = "SPDY/3.1+portforward.k8s.io"
 BASE64_PROTOCOLS = ("v4.base64.channel.k8s.io", "base64.channel.k8s.io")
 COMMAND_CHANNELS = ("v5.channel.k8s.io", *COMMAND_PROTOCOLS, *BASE64_PROTOCOLS, "")
 FORWARD_CHANNELS = (TUNNEL, "v4.channel.k8s.io", "v4.base64.channel.k8s.io", "")
+CHANNELS_MAX = 128  # of WebSocket: the number of one is a byte, or a character from "0" on
+_PORT = re.compile(r"[0-9]{1,5}")
 _PROTOCOL_HEADER = "x-stream-protocol-version"
 _STDIN, _STDOUT, _STDERR, _ERROR, _RESIZE = range(5)
 
@@ -422,7 +425,7 @@ class _ForwardStreams:
 
     def _accept(self, stream: Stream) -> bool:
         kind, port = stream.headers.get("streamtype", ""), stream.headers.get("port", "")
-        if kind not in ("data", "error") or not port.isdecimal() or not 0 < int(port) < 1 << 16:
+        if kind not in ("data", "error") or not _PORT.fullmatch(port) or not 0 < int(port) < 1 << 16:
             return False
         # A client that names no connection opens a data stream right after its error stream.
         name = stream.headers.get("requestid") or str(stream.id - 2 if kind == "data" else stream.id)
@@ -510,6 +513,9 @@ async def _by_websocket(job: Command | Forward, head: _Head, wire: Wire) -> None
         raise _Refused(400, "unable to upgrade: the handshake of WebSocket is a GET with a key", {})
     if head.one("sec-websocket-version") != "13":
         raise _Refused(426, "unable to upgrade: only version 13 is known", {"Sec-WebSocket-Version": "13"})
+    count = 5 if isinstance(job, Command) else 2 * len(job.ports)
+    if protocol != TUNNEL and count > CHANNELS_MAX:
+        raise _Refused(400, f"unable to upgrade: {count} channels are more than {CHANNELS_MAX}", {})
     headers = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Accept": accepted(key)}
     if protocol:
         headers["Sec-WebSocket-Protocol"] = protocol
@@ -519,7 +525,6 @@ async def _by_websocket(job: Command | Forward, head: _Head, wire: Wire) -> None
         assert isinstance(job, Forward)
         await _ForwardStreams(job, Tunnel(web)).serve()
         return
-    count = 5 if isinstance(job, Command) else 2 * len(job.ports)
     channels = Channels(web, count, text="base64" in protocol, closing=protocol.startswith("v5"))
     if isinstance(job, Command):
         work = _command_by_channels(job, channels.all, as_json=protocol.startswith(("v4", "v5")))
