@@ -37,7 +37,7 @@ class Daemon:
         self.engine = Engine(config)
         self._monitor = Monitor(self.engine)
         self._restore = Restore(self.engine)
-        self._watched: set[str] = set()
+        self._watched: set[idle.Pipe] = set()
         # The host is going down and waits for us with its containers.
         self.woken_by_shutdown = idle.shutdown_woke_us()
 

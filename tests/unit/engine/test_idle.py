@@ -262,15 +262,20 @@ def test_the_mode_of_fifos_is_the_one_that_systemd_takes(engine: Engine) -> None
 
 
 def test_an_engine_that_cannot_hand_over_stays(manager: Manager, engine: Engine, tmp_path: Path) -> None:
-    watched: set[str] = set()
+    watched: set[idle.Pipe] = set()
     assert idle.hand_over(engine, watched) and not manager.calls, "nothing runs: nothing is to be watched"
     container = running(engine)
     manager.failing = "socket"
     assert not idle.hand_over(engine, watched) and not watched and not list((tmp_path / "units").iterdir())
     manager.failing = ""
-    assert idle.hand_over(engine, watched) and watched == set(run.stdio_paths(container)[1:])
+    assert idle.hand_over(engine, watched) and {pipe.path for pipe in watched} == set(run.stdio_paths(container)[1:])
     calls = len(manager.calls)
     assert idle.hand_over(engine, watched) and len(manager.calls) == calls, "what is watched is watched"
+    for path in run.stdio_paths(container)[1:]:
+        os.rename(path, path + ".before")
+    container.hub.discard()
+    container.hub.open(run.stdio_paths(container))
+    assert idle.hand_over(engine, watched) and len(manager.calls) > calls, "it was started anew meanwhile"
     idle.take_back(going_down=False)
     assert not list((tmp_path / "units").iterdir())
     container.hub.discard()

@@ -14,9 +14,11 @@ Called by the daemon, when nobody has been connected for a while.
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from teu.engine.backend import containerd, tasks
 from teu.engine.lifecycle import run
@@ -75,16 +77,30 @@ def all_run(engine: Engine) -> bool:
     return all(id in known and known[id].status in ("RUNNING", "PAUSED", "PAUSING") for id in running)
 
 
-def hand_over(engine: Engine, watched: set[str]) -> bool:
+class Pipe(NamedTuple):
+    """A FIFO: a container that is started anew has others at the same paths."""
+
+    path: str
+    inode: int
+
+
+def _pipes(container: Container) -> list[Pipe]:
+    found = []
+    for path in run.stdio_paths(container)[1:]:
+        with contextlib.suppress(FileNotFoundError):  # it has just ended
+            found += [Pipe(path, os.stat(path).st_ino)] if path else []
+    return found
+
+
+def hand_over(engine: Engine, watched: set[Pipe]) -> bool:
     """The engine is about to leave: systemd watches what it has read until now, but for what is watched already. False:
     it cannot.
 
     What is said from here on is in a FIFO, and starts the next engine as soon as this one has gone."""
     fresh = {
-        container: paths
+        container: pipes
         for container in engine.containers.all()
-        if container.running
-        and (paths := [path for path in run.stdio_paths(container)[1:] if path and path not in watched])
+        if container.running and (pipes := [pipe for pipe in _pipes(container) if pipe not in watched])
     }
     if not fresh:
         return True
@@ -95,14 +111,15 @@ def hand_over(engine: Engine, watched: set[str]) -> bool:
     except containerd.Error as error:
         log.warning("containerd does not say whether it would tell of a container's end: %s", error)
         return False
-    paths = [path for some in fresh.values() for path in some]
+    pipes = [pipe for some in fresh.values() for pipe in some]
     daemons = [DAEMON] if engine.containerd.address != CONTAINERD[1] else [CONTAINERD[0], DAEMON]
     try:
+        paths = [pipe.path for pipe in pipes]
         output.watch(paths, filter(None, (unit_of(container.pid) for container in fresh)), daemons)
     except (OSError, ValueError) as error:
         log.warning("systemd cannot watch the output of containers: %s", error)
         return False
-    watched.update(paths)
+    watched.update(pipes)
     return True
 
 
