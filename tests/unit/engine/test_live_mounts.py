@@ -129,6 +129,18 @@ def test_a_link_does_not_lead_to_another_mount(engine: Engine, box: Container, t
     assert not mounted_at(box, str(tmp_path / "away/sys")) and mounted_at(box, kept.destination)
 
 
+def test_a_change_that_a_death_has_interrupted_is_done_again(engine: Engine, box: Container, tmp_path: Path) -> None:
+    """The first time nobody wrote down that it is mounted."""
+    (tmp_path / "given").mkdir()
+    point = bound(tmp_path / "given", str(tmp_path / "place"))
+    for access in (True, False):
+        live.attach(engine, box, bound(tmp_path / "given", str(tmp_path / "place"), rw=access))
+    with pytest.raises(OSError, match="Read-only"):
+        (inside(box, point.destination) / "x").write_text("")
+    live.detach(engine, box, point)
+    assert not mounted_at(box, point.destination)
+
+
 def test_who_has_waited_too_long_leaves_nothing_behind(
     engine: Engine, box: Container, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -48,9 +48,17 @@ def attach(engine: Engine, container: Container, point: MountPoint) -> None:
             if fstatfs_type(spot) == PROC_SUPER_MAGIC:  # where a link of the container's may lead: CVE-2025-52881
                 raise OSError(errno.EPERM, "it is inside /proc")
             wanted()
+            if kind == "dir" and trees.is_mount_root(spot) and os.path.sameopenfile(spot, tree):
+                # of a change in whose middle the engine has died: a second one on it would stay when the first goes
+                os.fchdir(spot)
+                umount2(".", MNT_DETACH)
+                os.close(spot)
+                spot = -1
+                spot = inside.open_in_root(root, point.destination)
             move_mount(tree, spot)
         finally:
-            os.close(spot)
+            if spot >= 0:
+                os.close(spot)
 
     _inside(container, work, f"mount at {point.destination} of {container.name}", tree)
 
