@@ -84,7 +84,8 @@ def is_going_down() -> bool:
 
 def said(units: Iterable[str]) -> dict[str, str]:
     """What services say of themselves (STATUS= of sd_notify(3)), by unit; those that say nothing are left out. Never
-    fails: who asks shows it beside something else."""
+    fails: who asks shows it beside something else, on a terminal: a container may have said it, so that what does not
+    print is ?."""
     found: dict[str, str] = {}
     try:
         with Bus(timeout=_SAID_SECONDS) as bus:
@@ -95,7 +96,7 @@ def said(units: Iterable[str]) -> dict[str, str]:
                 except BusError:
                     continue  # it is not there, or none that can say something
                 if text:
-                    found[unit] = str(text)
+                    found[unit] = "".join(letter if letter.isprintable() else "?" for letter in str(text))
     except OSError:
         pass
     return found

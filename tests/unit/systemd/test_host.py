@@ -98,12 +98,13 @@ class Answers:
                 raise BusError("org.freedesktop.systemd1.NoSuchUnit", "")
             return [name]
         assert words[5] == ("org.freedesktop.systemd1.Service", "StatusText")
-        return [("s", "Serving" if words[1] == "web.service" else "")]
+        return [("s", {"web.service": "Serving", "bad.service": "a\x1b]0;b\x07é\n"}.get(str(words[1]), ""))]
 
 
 def test_what_services_say(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(host, "Bus", Answers)
     assert host.said(["none.service", "web.service", "mute.service"]) == {"web.service": "Serving"}
+    assert host.said(["bad.service"]) == {"bad.service": "a?]0;b?é?"}, "nothing that a terminal obeys"
 
     def away(timeout: float) -> Answers:
         raise ConnectionRefusedError
