@@ -315,12 +315,16 @@ def search(cli: Cli, options: Options, operands: list[str]) -> int:
     header = auth_header(cli.config, registry_of(operands[0]))
     found = cli.client.call("GET", "/images/search", query, headers=header)
 
+    def printed(text: str) -> str:
+        """Without what a terminal would obey: anybody writes into a registry."""
+        return "".join(letter if letter.isprintable() else " " for letter in text)
+
     def description(entry: dict[str, Any]) -> str:
-        text = (entry.get("description") or "").replace("\n", " ").replace("\r", " ")
+        text = printed(entry.get("description") or "")
         return text if options["no-trunc"] else table.ellipsis(text, 45)
 
     view = {
-        "Name": lambda entry: entry["name"],
+        "Name": lambda entry: printed(entry["name"]),
         "Description": description,
         "StarCount": lambda entry: str(entry.get("star_count", 0)),
         "IsOfficial": lambda entry: "[OK]" if entry.get("is_official") else "",

@@ -225,7 +225,7 @@ def test_disk_usage(daemon: Any, teu: Callable[..., Any]) -> None:
 
 
 def test_a_search(daemon: Any, teu: Callable[..., Any]) -> None:
-    found = {"name": "busybox", "description": "Base\nimage", "star_count": 7, "is_official": True}
+    found = {"name": "busybox", "description": "Base\n\x1bimage", "star_count": 7, "is_official": True}
     daemon.on("GET", "/images/search", [found])
     assert [line.split() for line in teu("search", "--limit", "5", "busy").out.splitlines()] == [
         ["NAME", "DESCRIPTION", "STARS", "OFFICIAL"],
