@@ -15,7 +15,7 @@ import engine_parts as parts
 import pytest
 
 from teu.engine.api.messages import Query
-from teu.engine.api.routes.volumes import import_volume, rename_volume
+from teu.engine.api.routes.volumes import export_volume, import_volume, rename_volume
 from teu.engine.core.errors import BadRequest, Conflict, EngineError, NotFound
 from teu.engine.engine import Engine
 from teu.engine.files import volumes
@@ -97,6 +97,11 @@ def test_what_is_no_archive(engine: Engine) -> None:
         volumes.unpack(engine, "one", io.BytesIO(b"nothing of the kind" * 100))
     with pytest.raises(NotFound):
         next(volumes.pack(engine, "nobody"))
+    asked: Any = type("Asked", (), {})
+    with pytest.raises(NotFound):
+        export_volume(engine, asked, "nobody")  # before the answer has a status
+    answer = export_volume(engine, asked, "one")
+    assert answer.chunks is not None and b"./" in b"".join(answer.chunks)
     request: Any = type("Asked", (), {"body": io.BytesIO(b""), "query": Query("name=")})
     with pytest.raises(NotFound):
         import_volume(engine, request, "nobody")

@@ -11,7 +11,7 @@ import contextlib
 import os
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import TYPE_CHECKING
 
 from teu.engine.containers.state import MountPoint
@@ -57,7 +57,7 @@ def _visit(engine: Engine, name: str, verb: str, path: str, options: Options) ->
                         pipe.close()
 
 
-def pack(engine: Engine, name: str) -> Iterator[bytes]:
+def pack(engine: Engine, name: str) -> Generator[bytes, None, None]:
     """A tar archive, in chunks. Raises, at the first next(), NotFound, Conflict and EngineError."""
     with _visit(engine, name, "tar", "/.", {"whole": False, "attributes": True}) as process:
         assert process.stdout is not None

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING
 
 from teu.engine.api.messages import Request, Response, empty, json_response, stream
@@ -109,7 +110,9 @@ def rename_volume(engine: Engine, request: Request, name: str) -> Response:
 
 @route("GET", "/volumes/{name}/archive")
 def export_volume(engine: Engine, request: Request, name: str) -> Response:
-    return stream(volumes.pack(engine, name), TAR)
+    pieces = volumes.pack(engine, name)
+    first = next(pieces)  # what is wrong is known with it, and then the status is, too
+    return stream(itertools.chain([first], pieces), TAR, pieces.close)
 
 
 @route("PUT", "/volumes/{name}/archive")
