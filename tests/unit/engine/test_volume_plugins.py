@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -160,6 +161,26 @@ def test_who_looks_does_not_wait_long(tmp_path: Path, plugin: VolumePlugin, monk
     assert volumes.ensure("own").driver == "local"
     assert "Status" not in volumes.inspect("data")
     assert asked == ["VolumeDriver.List"]
+    over.set()
+
+
+def test_one_of_two_kinds_is_not_waited_for_longer(
+    tmp_path: Path, plugin: VolumePlugin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it can as a driver of networks is asked of it at first, too."""
+    over, began = threading.Event(), time.monotonic()
+
+    def hanging(method: str, _body: Any) -> dict[str, Any]:
+        if method == "Plugin.Activate":
+            return {"Implements": ["NetworkDriver", "VolumeDriver"]}
+        over.wait(20)
+        return {}
+
+    monkeypatch.setattr(driver, "LOOK_SECONDS", 0.2)
+    monkeypatch.setattr(plugins, "ANSWER_SECONDS", 10.0)
+    monkeypatch.setattr(plugin, "answer", hanging)
+    rows, (warning,) = store(tmp_path).elsewhere()
+    assert rows == [] and "no answer within" in warning and time.monotonic() - began < 5
     over.set()
 
 

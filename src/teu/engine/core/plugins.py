@@ -278,7 +278,7 @@ def get(name: str, kind: str, patient: bool = True, seconds: float = 0.0) -> Plu
             raise PluginError(f"legacy plugin: {error}", silent=error.silent) from error
         for each in (NETWORKS, ADDRESSES):
             if each in plugin.implements:
-                plugin.capabilities[each] = _capabilities(plugin, each)
+                plugin.capabilities[each] = _capabilities(plugin, each, patient, seconds)
         with _lock:
             _known[name] = plugin
     if kind not in plugin.implements:
@@ -289,10 +289,10 @@ def get(name: str, kind: str, patient: bool = True, seconds: float = 0.0) -> Plu
     return plugin
 
 
-def _capabilities(plugin: Plugin, kind: str) -> dict[str, Any]:
+def _capabilities(plugin: Plugin, kind: str, patient: bool, seconds: float) -> dict[str, Any]:
     """What a plugin can, which of addresses it need not say. Raises PluginError, BadRequest."""
     try:
-        found = plugin.call(f"{kind}.GetCapabilities")
+        found = plugin.call(f"{kind}.GetCapabilities", patient=patient, seconds=seconds)
     except PluginError:
         if kind == NETWORKS:
             raise
