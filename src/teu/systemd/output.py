@@ -40,8 +40,8 @@ def unit_text(paths: Iterable[str]) -> str:
         lines.append(f"ListenFIFO={path.replace('%', '%%')}\n")
     return (
         "[Unit]\nDescription=Output of Containers while teud Is Away\nDocumentation=man:teud(8)\n"
-        # The slice of a template's units is stopped with the host, and all in it.
-        "DefaultDependencies=no\nCollectMode=inactive-or-failed\n\n[Socket]\nSlice=system.slice\n"
+        # The slice of a template's units is stopped with the host, and all in it. Another target stops no container.
+        "DefaultDependencies=no\nIgnoreOnIsolate=yes\nCollectMode=inactive-or-failed\n\n[Socket]\nSlice=system.slice\n"
         # However often it is woken, it is woken again.
         f"SocketMode=0{MODE:o}\nTriggerLimitIntervalSec=0\n{''.join(lines)}"
     )
@@ -56,7 +56,7 @@ def away_text(units: Iterable[str], daemons: Iterable[str]) -> str:
     before = " ".join(unit.replace("%", "%%") for unit in ("teud.socket", "teu-containerd.socket", *units))
     return (
         "[Unit]\nDescription=Start of teud before Containers Are Stopped with the Host\nDocumentation=man:teud(8)\n"
-        f"CollectMode=inactive-or-failed\nAfter={before}\n\n"
+        f"IgnoreOnIsolate=yes\nCollectMode=inactive-or-failed\nAfter={before}\n\n"
         "[Service]\nType=oneshot\nRemainAfterExit=yes\nTimeoutStopSec=60s\n"
         f"ExecStop=-/bin/sh -c 'case $$(systemctl is-system-running) in stopping|starting) {starts};; esac'\n"
     )

@@ -165,6 +165,8 @@ def test_systemd_watches_and_gives_back(manager: Manager, tmp_path: Path) -> Non
     text = fifos.read_text()
     assert "ListenFIFO=/run/teu/a/stdout\nListenFIFO=/run/teu/50%%/stderr\n" in text and "SocketMode=0700\n" in text
     assert "Conflicts" not in text and "DefaultDependencies=no" in text, "no shutdown stops it"
+    for unit in (text, away.read_text()):
+        assert "IgnoreOnIsolate=yes\n" in unit.partition("\n[S")[0], "systemctl isolate stops no container either"
     assert fifos.name.startswith("teud-output@") and away.name.startswith("teud-away@")
     assert " teu-1.scope a%%b.service\n" in away.read_text()
     start = "systemctl start --job-mode=ignore-dependencies"
