@@ -55,6 +55,20 @@ def test_one_that_does_not_run_needs_nobody(engine: Engine) -> None:
     assert idle.needs(engine, parts.container(engine), 60) == ""
 
 
+def test_one_that_is_started_anew_keeps_it(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For its health, say, which no client waits for: the next engine would take it for one that a user has stopped."""
+    container = parts.container(engine)
+    seen: list[str] = []
+
+    def start(*_: object) -> None:
+        seen.append(idle.needs(engine, container, 0))
+        assert not idle.idle(engine, 0)
+
+    monkeypatch.setattr(run, "start", start)
+    run.restart(engine, container, None)
+    assert seen == ["it is started anew"] and idle.idle(engine, 0)
+
+
 def test_output_has_to_be_over_and_whole(engine: Engine) -> None:
     container = running(engine)
     out = writer(container)

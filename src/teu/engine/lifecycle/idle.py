@@ -42,6 +42,8 @@ CONTAINERD = ("teu-containerd.service", "/run/teu/containerd.sock")
 def needs(engine: Engine, container: Container, seconds: float) -> str:
     """Why a container needs the engine now, as the end of a sentence; "" where it does not. `seconds`: how long its
     output has to have been quiet."""
+    if container.comes_back:
+        return "it is started anew"  # between its end and its start, too
     if not container.running:
         return ""
     if container.state.restarting or not container.pid:
