@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 SPEC_TYPE = "types.containerd.io/opencontainers/runtime-spec/1/Spec"
 PROCESS_TYPE = "types.containerd.io/opencontainers/runtime-spec/1/Process"
 START_SECONDS = 120.0
+FIGURES_SECONDS = 5.0  # of all tasks: one whose shim hangs may hold the answer up
 
 
 class Exit(NamedTuple):
@@ -223,7 +224,7 @@ def short_of_memory(client: Client, identities: Iterable[str]) -> set[str]:
     if not filters:
         return set()
     found = set()
-    for metric in client.tasks.Metrics(tasks_pb2.MetricsRequest(filters=filters)).metrics:
+    for metric in client.tasks.Metrics(tasks_pb2.MetricsRequest(filters=filters), timeout=FIGURES_SECONDS).metrics:
         if metric.data.type_url.endswith("io.containerd.cgroups.v2.Metrics"):
             figures = metrics_pb2.Metrics.FromString(metric.data.value)
             if figures.memory_events.oom_kill:
