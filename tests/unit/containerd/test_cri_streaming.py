@@ -435,6 +435,27 @@ def test_sizes(text: bytes, told: list[tuple[int, int]]) -> None:
     assert asyncio.run(main()) == told
 
 
+@pytest.mark.parametrize("one", [b"{}", b"0 "])
+def test_millions_of_sizes_hold_nobody_up(one: bytes) -> None:
+    """A message of WebSocket has up to 16 MiB."""
+
+    async def main() -> float:
+        pipe, longest = Pipe(), 0.0
+        filling = asyncio.create_task(pipe.put(one * (1 << 19)))
+        following = asyncio.create_task(anext(pipes.sizes(pipe)))
+        before, until = time.monotonic(), time.monotonic() + 0.5
+        while before < until:
+            await asyncio.sleep(0)
+            now = time.monotonic()
+            longest, before = max(longest, now - before), now
+        for task in (following, filling):
+            task.cancel()
+        await asyncio.wait([following, filling])
+        return longest
+
+    assert asyncio.run(main()) < 2
+
+
 # WebSocket
 
 

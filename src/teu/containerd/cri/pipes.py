@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import os
+import re
 from collections import deque
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -13,6 +15,8 @@ from typing import Protocol
 
 LIMIT = 256 << 10  # bytes that may be unread before the sender has to wait
 _SIZES_MAX = 4096  # characters that are no size
+_SIZES_AT_ONCE = 100  # before others have their turn
+_BLANK = re.compile(r"\s*")
 
 
 class Source(Protocol):
@@ -100,17 +104,20 @@ async def sizes(source: Source) -> AsyncIterator[tuple[int, int]]:
     decoder = json.JSONDecoder()
     while data := await source.read():
         text += data.decode(errors="replace")
-        while text := text.lstrip():
+        at = 0  # not cut off one by one: a client may send millions of them
+        for count in itertools.count(1):
+            at = _BLANK.match(text, at).end()  # type: ignore[union-attr]
             try:
-                found, end = decoder.raw_decode(text)
+                found, at = decoder.raw_decode(text, at)
             except (ValueError, RecursionError):
-                break  # a part of one, or none
-            text = text[end:]
-            if not isinstance(found, dict):
-                continue
-            pair = found.get("Width"), found.get("Height")
-            if all(isinstance(one, int) and 0 < one < 1 << 16 for one in pair):
-                yield pair[0], pair[1]  # type: ignore[misc]
+                break  # the end, a part of one, or none
+            if isinstance(found, dict):
+                pair = found.get("Width"), found.get("Height")
+                if all(isinstance(one, int) and 0 < one < 1 << 16 for one in pair):
+                    yield pair[0], pair[1]  # type: ignore[misc]
+            if not count % _SIZES_AT_ONCE:
+                await asyncio.sleep(0)
+        text = text[at:]
         if len(text) > _SIZES_MAX:
             source.drop()
             return
