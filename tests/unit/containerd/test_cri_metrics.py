@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import resource
 import socket
@@ -98,6 +99,20 @@ def test_processes() -> None:
     assert now["file_descriptors"][()] == before["file_descriptors"][()] + 2
     assert now["ulimits_soft"] == {("max_open_files",): resource.getrlimit(resource.RLIMIT_NOFILE)[0]}
     assert "ulimits_soft" not in by_name(metrics.of_processes([2**22 + 1]))
+
+
+def test_files_are_not_looked_at_without_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A container opens as many as it likes, and each is a question to the kernel."""
+    asked: list[str] = []
+    look = os.readlink
+    monkeypatch.setattr(os, "readlink", lambda path: asked.append(path) or look(path))
+    monkeypatch.setattr(metrics, "FILES_MAX", 20)
+    with contextlib.ExitStack() as opened:
+        for _ in range(50):
+            opened.enter_context(socket.socket())
+        found = by_name(metrics.of_processes([os.getpid()] * 3))
+    assert len(asked) == 21 and "sockets" not in found and "file_descriptors" not in found
+    assert found["processes"] == {(): 3}
 
 
 def test_a_network() -> None:

@@ -9,6 +9,7 @@ controller does not count is left out, rather than told as 0.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import os
 import time
@@ -27,6 +28,7 @@ from teu.containerd.state import Context
 log = logging.getLogger("teu.containerd.cri")
 
 LABELS = ("id", "name", "image", "namespace", "pod", "container")  # of each figure: `id` is the path of the cgroup
+FILES_MAX = 50_000  # open ones of a container, that are looked at: some tenths of a second
 PATIENCE_SECONDS = 2.0  # for a shim that is asked for the processes of a container
 _DEVICE = ("device",)
 _INTERFACE = ("interface",)
@@ -192,30 +194,36 @@ def of_specification(container: Container) -> Iterator[Figure]:
 
 
 def of_processes(pids: Sequence[int]) -> Iterator[Figure]:
-    """Of the processes of a container, as far as they have not ended meanwhile; the first one's limits."""
+    """Of the processes of a container, as far as they have not ended meanwhile; the first one's limits. Files and
+    sockets are left out where there are more than FILES_MAX: a container may have as many as it likes."""
     processes = threads = files = sockets = 0
     for pid in pids:
         try:
             threads += len(os.listdir(f"/proc/{pid}/task"))
-            opened = [_link(f"/proc/{pid}/fd/{name}") for name in os.listdir(f"/proc/{pid}/fd")]
+            if files <= FILES_MAX:
+                for link in itertools.islice(_links(pid), FILES_MAX + 1 - files):
+                    files += 1
+                    sockets += link.startswith("socket:")
         except OSError:
             continue
         processes += 1
-        files += len(opened)
-        sockets += sum(one.startswith("socket:") for one in opened)
     yield Figure("processes", processes)
     yield Figure("threads", threads)
-    yield Figure("file_descriptors", files)
-    yield Figure("sockets", sockets)
+    if files <= FILES_MAX:
+        yield Figure("file_descriptors", files)
+        yield Figure("sockets", sockets)
     if pids and (limit := _open_files_limit(pids[0])) is not None:
         yield Figure("ulimits_soft", limit, ("max_open_files",))
 
 
-def _link(path: str) -> str:
-    try:
-        return os.readlink(path)
-    except OSError:
-        return ""  # it was closed
+def _links(pid: int) -> Iterator[str]:
+    """What a process has open."""
+    with os.scandir(f"/proc/{pid}/fd") as found:
+        for one in found:
+            try:
+                yield os.readlink(one.path)
+            except OSError:
+                yield ""  # it was closed
 
 
 def _open_files_limit(pid: int) -> int | None:
