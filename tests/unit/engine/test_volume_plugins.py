@@ -193,6 +193,8 @@ def test_a_name_is_one_drivers(tmp_path: Path, plugin: VolumePlugin) -> None:
     volumes.ensure("data", "nas")
     volumes.ensure("own")
     assert volumes.ensure("data").driver == "nas", "who names no driver gets the one that has it"
+    with pytest.raises(Conflict, match="driver nas has it"):
+        volumes.ensure("data", "local")  # a folder of this host was asked for
     with pytest.raises(Conflict, match="create own: volume name must be unique: driver local has it"):
         volumes.ensure("own", "nas")
     assert "own" not in plugin.options

@@ -210,6 +210,7 @@ class Volumes:
             name = uuid.uuid4().hex + uuid.uuid4().hex
             labels[ANONYMOUS_LABEL] = ""
             driver = driver or registry.DEFAULT
+        named = driver
         if not driver:
             check_name(name)
             if self._row(name) is None and (found := self._elsewhere(name)) is not None:
@@ -226,7 +227,7 @@ class Volumes:
                 if container_id in self._promised:
                     self._promised[container_id].add(name)
             if record is not None:
-                if driver not in (registry.DEFAULT, _driver_name(record)):
+                if named and named != _driver_name(record):
                     raise Conflict(f"create {name}: volume name must be unique: driver {_driver_name(record)} has it")
                 if options and options != record.options:
                     raise Conflict(f"volume {name} already exists with other options")
