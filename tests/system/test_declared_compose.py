@@ -82,6 +82,8 @@ def test_a_project_is_a_target_with_its_members(shop: Path, shared_run: None) ->
     eventually("web has found db by its name", lambda: "found" in journal("shop-web.service"))
     assert "seeded" in journal("shop-seed.service")
     assert teu("exec", "shop-web-1", "cat", "/data/said").stdout == "good day: 100% $\n"
+    assert "good day" not in out("systemctl", "cat", "shop-db.service"), "everybody reads a unit"
+    assert (PLACE / "shop/shop-db.env").stat().st_mode & 0o777 == 0o600
     assert teu("exec", "shop-web-1", "cat", "/run/secrets/key").stdout == "open sesame"
     # As `compose up` has it: names, networks, aliases, volumes.
     found = json.loads(teu("inspect", "shop-web-1").stdout)[0]
