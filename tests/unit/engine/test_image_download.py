@@ -17,14 +17,14 @@ BODY = b"x" * 300_000
 
 @pytest.fixture
 def address() -> Iterator[str]:
-    """/STATUS answers with it, /short breaks off, /moved leads to /200."""
+    """/STATUS answers with it, /short breaks off, /moved leads to /200, /ftp out of HTTP."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             name = self.path.strip("/")
-            if name == "moved":
+            if name in ("moved", "ftp"):
                 self.send_response(302)
-                self.send_header("Location", "/200")
+                self.send_header("Location", "/200" if name == "moved" else "ftp://127.0.0.1:1/x")
                 self.send_header("Content-Length", "0")
                 self.end_headers()
                 return
@@ -75,8 +75,13 @@ def test_a_refusal_is_told(address: str, path: str, error: type[EngineError]) ->
 def test_a_download_that_breaks_off(address: str) -> None:
     with pytest.raises(EngineError, match="broke off"):
         read(f"{address}/short")
-    with pytest.raises(EngineError, match="failed to GET"):
+    with pytest.raises(EngineError, match="failed to GET http://127.0.0.1:1/x: Connection refused$"):
         read("127.0.0.1:1/x")
+
+
+def test_a_redirect_leads_to_http_alone(address: str) -> None:
+    with pytest.raises(EngineError, match="unknown url type: ftp"):
+        read(f"{address}/ftp")
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ class _Arriving:
         try:
             data = self._answer.read(None if size < 0 else size)
         except (OSError, http.client.HTTPException) as error:
-            raise EngineError(f"the download from {self._address} broke off: {error}") from None
+            raise EngineError(f"the download from {self._address} broke off: {_words(error)}") from None
         if not data and (missing := self._answer.length):
             raise EngineError(f"the download from {self._address} broke off, {missing} bytes before its end")
         return data
@@ -53,12 +53,33 @@ def checked(text: str) -> str:
     return address
 
 
+def _opener() -> urllib.request.OpenerDirector:
+    """http(s) alone, also behind a redirect: Python's own goes on to ftp."""
+    opener = urllib.request.OpenerDirector()
+    for kind in (
+        urllib.request.ProxyHandler,
+        urllib.request.HTTPHandler,
+        urllib.request.HTTPSHandler,
+        urllib.request.HTTPDefaultErrorHandler,
+        urllib.request.HTTPRedirectHandler,
+        urllib.request.HTTPErrorProcessor,
+        urllib.request.UnknownHandler,
+    ):
+        opener.add_handler(kind())
+    return opener
+
+
+def _words(error: object) -> str:
+    """What is to be told of it, without Python's number of it."""
+    return (isinstance(error, OSError) and error.strerror) or str(error)
+
+
 def opened(address: str) -> tuple[Stream, http.client.HTTPResponse]:
     """What comes from there, and what is to be closed afterwards. Raises EngineError, of REFUSALS' kinds
     where the server refuses."""
     request = urllib.request.Request(address, headers={"User-Agent": f"teu/{__version__}"})
     try:
-        answer = urllib.request.urlopen(request, timeout=SECONDS)
+        answer = _opener().open(request, timeout=SECONDS)
     except urllib.error.HTTPError as error:
         with error:
             said = error.read(SAID_MAX).decode("utf-8", "replace").strip()
@@ -66,7 +87,7 @@ def opened(address: str) -> tuple[Stream, http.client.HTTPResponse]:
             f"failed to GET {address} with status {error.code} {error.reason}: {said}"
         ) from None
     except (OSError, http.client.HTTPException, ValueError) as error:
-        raise EngineError(f"failed to GET {address}: {getattr(error, 'reason', None) or error}") from None
+        raise EngineError(f"failed to GET {address}: {_words(getattr(error, 'reason', None) or error)}") from None
     return _Arriving(answer, address), answer
 
 
