@@ -27,6 +27,7 @@ services:
     healthcheck:
       test: ["CMD", "test", "-e", "/tmp/well"]
       interval: 300ms
+      retries: 100
     volumes: ["data:/data"]
     stop_signal: SIGKILL
   seed:
