@@ -24,7 +24,7 @@ import sys
 
 from teu.cli import createspec, runflags
 from teu.cli.command import GLOBAL_FLAGS, Cli, load
-from teu.cli.declared.watch import Asked, Watch, notify
+from teu.cli.declared.watch import Asked, Watch, notify, wake
 from teu.cli.errors import APIError, CommandError, ConnectError
 from teu.cli.http import DEFAULT_HOST
 from teu.cli.options import Options, Usage, parse, parse_table
@@ -525,6 +525,7 @@ def image(cli: Cli, options: Options, operands: list[str]) -> int:
 
 def remove_what_is_left(cli: Cli, options: Options, operands: list[str]) -> int:
     forget(f"{FOLDER}/{options['unit']}")
+    wake()
     try:
         remove(cli, operands[0], options["unit"])
     except CommandError:
