@@ -495,6 +495,8 @@ def test_the_namespace_of_another_process_is_not_taken(engine: Engine, tmp_path:
         for each in (one, two):
             start(engine, each)
             each.pid = stranger.pid
+        # The container lives on with its interface: without a descriptor the kernel takes both away in a while.
+        held = os.dup(engine.endpoints._active[one.id].namespace)
         engine.begin()
         again = engine.endpoints
         again.recover([one, two])
@@ -517,6 +519,7 @@ def test_the_namespace_of_another_process_is_not_taken(engine: Engine, tmp_path:
         engine.endpoints.recover([one, two])
         assert engine.endpoints._active[one.id].namespace == -1
         os.close(other)
+        os.close(held)
     finally:
         stranger.kill()
         stranger.wait()
