@@ -193,10 +193,13 @@ def _forgetting(known: dict[str, Process], identity: str) -> Callable[[], None]:
 
 def adopt(engine: Engine, container: Container) -> None:
     """After a restart of the engine: processes that an earlier one started go on. Nobody is attached to
-    them any more, but their output has to flow, and what is left of those that ended has to go."""
+    them any more, but their output has to flow, and what is left of those that ended has to go. Requests are served
+    meanwhile: what they have made is known, and theirs."""
     with os.scandir(container.runtime_directory) as entries:
         found = [entry for entry in entries if len(entry.name) == 64 and entry.is_dir(follow_symlinks=False)]
     for entry in found:
+        if entry.name in container.execs:
+            continue
         try:
             _adopt(engine, container, entry)
         except (EngineError, OSError, ValueError) as error:

@@ -164,9 +164,9 @@ def _rest(
                 end = tasks.Exit(found.status, moment)
                 run.exited(engine, container, 0, end, restart=container.id not in lost)
         settled.set()
-        _remember_memory(engine, running)
         for container in running:
             _looked_after(engine, container)
+        _remember_memory(engine, running)
         chosen = []
         for container in engine.containers.all():
             if container.running or container.removed or container.state.dead:
