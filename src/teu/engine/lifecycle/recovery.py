@@ -71,7 +71,8 @@ def recover(engine: Engine, monitor: Monitor, restore: Restore) -> None:
     fresh: list[Container] = []
     lost: set[str] = set()
     dead: list[Container] = []  # whose processes run: nobody else may have their addresses
-    for container in engine.containers.all():
+    before = engine.containers.all()
+    for container in before:
         task = known.get(container.id)
         going = task is not None and task.status in ("RUNNING", "PAUSED", "PAUSING")
         if container.damage:
@@ -100,7 +101,7 @@ def recover(engine: Engine, monitor: Monitor, restore: Restore) -> None:
     engine.endpoints.recover(running + dead + [container for container, _ in ended])
     monitor.start()
     settled = threading.Event()
-    arguments = (engine, restore, running, ended, fresh, lost, settled)
+    arguments = (engine, restore, before, running, ended, fresh, lost, settled)
     threading.Thread(target=_rest, args=arguments, name="recovery", daemon=True).start()
     settled.wait(SETTLE_SECONDS)
 
@@ -150,12 +151,14 @@ def _adopt(container: Container, task: tasks.Task) -> None:
 def _rest(
     engine: Engine,
     restore: Restore,
+    before: list[Container],
     running: list[Container],
     ended: list[tuple[Container, tasks.Exit]],
     fresh: list[Container],
     lost: set[str],
     settled: threading.Event,
 ) -> None:
+    """`before`: all that there were. What clients make meanwhile is theirs: one with --rm is not started yet."""
     try:
         _remember_memory(engine, [container for container, _ in ended if container.id not in lost])
         for container, found in ended:
@@ -168,7 +171,7 @@ def _rest(
             _looked_after(engine, container)
         _remember_memory(engine, running)
         chosen = []
-        for container in engine.containers.all():
+        for container in before:
             if container.running or container.removed or container.state.dead:
                 continue
             if container.auto_remove:
