@@ -113,6 +113,7 @@ class ScriptedRegistry:
                 """Clients that go away are part of the tests."""
 
         self._server = Server(("127.0.0.1", 0), Handler)
+        self._server.socket.settimeout(5)  # select may tell of one who has gone again: accept would wait for ever
         self._server.daemon_threads = True
         self.address = f"127.0.0.1:{self._server.server_port}"
 

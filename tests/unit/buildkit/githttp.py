@@ -113,6 +113,7 @@ class Served:
         self.folder = folder
         self.handler = type("Own", (Backend,), {"root": folder, "seen": []})
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), self.handler)
+        self.server.socket.settimeout(5)  # select may tell of one who has gone again: accept would wait for ever
         self.address = f"http://127.0.0.1:{self.server.server_port}"
         threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True).start()
 

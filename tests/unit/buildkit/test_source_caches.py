@@ -95,6 +95,7 @@ def registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.setattr(distribution, "BACKOFF_SECONDS", 0.01)
     made = type("Own", (Handler,), {"blobs": {}, "manifests": {}, "seen": []})
     server = ThreadingHTTPServer(("127.0.0.1", 0), made)
+    server.socket.settimeout(5)  # select may tell of one who has gone again: accept would wait for ever
     server.daemon_threads = True
     threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
     made.address = f"127.0.0.1:{server.server_port}"  # type: ignore[attr-defined]

@@ -54,6 +54,7 @@ class Served:
     def __init__(self) -> None:
         self.handler = type("Own", (Handler,), {"seen": [], "answer": staticmethod(lambda one: one.give())})
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), self.handler)
+        self.server.socket.settimeout(5)  # select may tell of one who has gone again: accept would wait for ever
         self.server.daemon_threads = True
         self.place = f"127.0.0.1:{self.server.server_port}"
         threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True).start()
