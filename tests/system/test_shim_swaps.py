@@ -14,6 +14,7 @@ import peers
 import pytest
 import taskhouse
 import whole
+from shimwire import stopped
 from taskhouse import OWN_SHIM, REAL_SHIM, House, says
 
 pytestmark = pytest.mark.needs("systemd", "ctr")
@@ -175,3 +176,15 @@ def test_killed_shim(h: House) -> None:
     peers.wait_until(lambda: not h.bundle("k1").exists(), "the bundle is gone")
     h.daemon("containers", "delete", "k1")
     assert h.run("k1", *says("again")) == "again\n"
+
+
+@pytest.mark.parametrize("daemon", ["containerd", "teu-containerd"])
+def test_a_shim_that_does_not_answer(daemon: str) -> None:
+    """Nobody knows how its task is, but there is one: who lists tasks must not take it for an end."""
+    with taskhouse.house(daemon) as h:
+        pid = h.start("u1", "sleep", "600")
+        with stopped(taskhouse.parent_of(pid)):
+            assert h.task("u1") == (0, "UNKNOWN")
+        assert h.task("u1") == (pid, "RUNNING")
+        h.remove("u1")
+        h.check_left()

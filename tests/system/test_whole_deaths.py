@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import random
+import signal
 import sqlite3
 import subprocess
 import time
@@ -121,6 +122,31 @@ def test_exits_meanwhile_are_known(rounds: Callable[[int], int], dice: random.Ra
         teu("rm", f"mortal{index}")
         done[name] += 1
     print(f"rounds: {sum(done.values())} {dict(done)}; every exit code was known")
+
+
+def test_a_shim_that_does_not_answer_is_no_exit() -> None:
+    """The daemons start again while a shim is too slow to say how its container is: it runs, by all that is known."""
+    ident = whole.run_detached("mute", "sleep", "3600")
+    out("teu", "exec", "-d", "mute", "sleep", "3601")
+    first, (shim,) = init_pid(ident), whole.shims(ident)
+    try:
+        os.kill(shim, signal.SIGSTOP)
+        try:
+            DEATHS["kill -9 both"].strike(DEATHS["kill -9 both"].aim())
+            assert listed()["mute"] == (ident, "running")
+            state = whole.inspect("mute")["State"]
+            assert isinstance(state, dict) and state["Pid"] == first
+            time.sleep(1)  # of a second look, which comes soon after the start
+            assert listed()["mute"] == (ident, "running")
+        finally:
+            os.kill(shim, signal.SIGCONT)
+        assert out("teu", "exec", "mute", "echo", "well") == "well"
+        assert "sleep 3601" in out("teu", "top", "mute"), "its other process has gone"
+        assert init_pid(ident) == first
+        teu("kill", "--signal", "KILL", "mute")
+        assert out("teu", "wait", "mute") == "137"
+    finally:
+        teu("rm", "-f", "mute", check=False)
 
 
 def test_an_exit_wakes_the_stopped_daemons() -> None:

@@ -32,6 +32,8 @@ log = logging.getLogger("teu.containerd.tasks")
 
 _CGROUP_METRICS = "io.containerd.cgroups.v2.Metrics"
 
+UNKNOWN = 0  # containerd.v1.types.Status
+
 
 @dataclass(frozen=True, slots=True)
 class Stdio:
@@ -104,6 +106,17 @@ def _process(id: str, state: Answer) -> Process:
         exit_status=state["exit_status"],
         exited_at=moment(state["exited_at"]),
     )
+
+
+async def _told(shim: Shim, exec_id: str) -> Process:
+    id = exec_id or shim.id
+    try:
+        return _process(id, await shim.call("State", {"exec_id": exec_id}, STATE_TIMEOUT))
+    except (errors.NotFound, errors.Unavailable):
+        raise
+    except errors.Error as error:
+        log.error("state of %s/%s: %s", shim.namespace, id, error.message, extra=shim.fields)
+        return Process(id, 0, UNKNOWN, Stdio(), 0, None)
 
 
 async def _of_process(shim: Shim, method: str, exec_id: str, **fields: object) -> Answer:
@@ -211,15 +224,18 @@ class Tasks:
         shim = self._shim(namespace, id)
         return _process(exec_id or shim.id, await shim.call("State", {"exec_id": exec_id}, STATE_TIMEOUT))
 
+    async def told(self, namespace: str, id: str, exec_id: str = "") -> Process:
+        """As `get`, but what a shim does not tell is UNKNOWN, with no pid, and no error: who asks must not take it for
+        an end. NotFound, or Unavailable, where there is none."""
+        return await _told(self._shim(namespace, id), exec_id)
+
     async def all(self, namespace: str) -> list[Process]:
-        """The first process of each task whose shim answers in time."""
+        """The first process of each task, as `told` has it."""
 
         async def state(shim: Shim) -> Process | None:
             try:
-                return _process(shim.id, await shim.call("State", {}, STATE_TIMEOUT))
-            except errors.Error as error:
-                if not isinstance(error, errors.NotFound):
-                    log.error("state of %s/%s: %s", shim.namespace, shim.id, error.message)
+                return await _told(shim, "")
+            except (errors.NotFound, errors.Unavailable):
                 return None
 
         states = await asyncio.gather(*(state(shim) for shim in self._shims.all(namespace)))

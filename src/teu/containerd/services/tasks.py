@@ -82,11 +82,11 @@ class Tasks:
 
     async def Get(self, request: pb.GetRequest, call: Call) -> pb.GetResponse:
         """How a task, or an exec of it, is. NOT_FOUND."""
-        process = await self._tasks.get(call.namespace, request.container_id, request.exec_id)
+        process = await self._tasks.told(call.namespace, request.container_id, request.exec_id)
         return pb.GetResponse(process=_process(process))
 
     async def List(self, request: pb.ListTasksRequest, call: Call) -> pb.ListTasksResponse:
-        """How the tasks of the namespace are. One whose shim does not answer in time is left out, and logged."""
+        """How the tasks of the namespace are. One whose shim does not answer in time is UNKNOWN, and logged."""
         return pb.ListTasksResponse(tasks=[_process(one) for one in await self._tasks.all(call.namespace)])
 
     async def Kill(self, request: pb.KillRequest, call: Call) -> Empty:

@@ -37,6 +37,11 @@ class Task(NamedTuple):
     status: str  # CREATED, RUNNING, STOPPED, PAUSED, PAUSING, UNKNOWN
     exit: Exit
 
+    @property
+    def unknown(self) -> bool:
+        """Its shim does not answer in time: nothing is known, and least of all that it has ended."""
+        return self.status == "UNKNOWN"
+
 
 def moment(stamp: Timestamp) -> int:
     return int(stamp.seconds) * 1_000_000_000 + int(stamp.nanos)

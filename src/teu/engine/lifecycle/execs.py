@@ -216,7 +216,7 @@ def adopt(engine: Engine, container: Container) -> None:
 
 def _adopt(engine: Engine, container: Container, entry: os.DirEntry[str]) -> None:
     task = tasks.get(engine.containerd, container.id, entry.name)
-    if task is None or task.status != "RUNNING":
+    if task is None or not (task.unknown or task.status == "RUNNING"):
         tasks.delete_exec(engine.containerd, container.id, entry.name)
         trees.discard_tree(entry.path)
         return

@@ -10,6 +10,8 @@ restarting          -                    it is started again
 not running         task runs            the engine died between start and its record: it runs
 not running         task stopped         the same, and it has exited since
 not running         task created         half-made: removed
+running             nobody can say yet   it goes on as it was: the monitor asks again
+not running         nobody can say yet   left alone
 (no record)         anything             removed: container, task, snapshot, folders
 damaged             anything             left alone: it is dead, and its removal takes all of it
 
@@ -87,6 +89,11 @@ def recover(engine: Engine, monitor: Monitor, restore: Restore) -> None:
             elif task is not None and task.status == "STOPPED":
                 _adopt(container, task)
                 ended.append((container, task.exit))
+            elif task is not None and task.unknown:
+                log.warning("container %s: its shim does not answer yet", container.id[:12], extra=container.fields)
+                if container.running and container.pid:
+                    _adopt(container, task._replace(pid=container.pid))
+                    running.append(container)
             elif container.running and container.pid:
                 lost.add(container.id)
                 ended.append((container, tasks.Exit(*(container.ended or (255, 0)))))
@@ -141,7 +148,8 @@ def _adopt(container: Container, task: tasks.Task) -> None:
         container.state.at_once(started_at=timestamp(), error="", exit_code=0)
         container.pid_started = 0
     container.pid_started = container.pid_started or proc.started(task.pid)
-    container.state.goes_on(task.pid, paused=task.status in ("PAUSED", "PAUSING"))
+    paused = container.state.paused if task.unknown else task.status in ("PAUSED", "PAUSING")
+    container.state.goes_on(task.pid, paused)
     Path(container.runtime_directory).mkdir(parents=True, exist_ok=True, mode=0o700)
     container.hub.open(run.stdio_paths(container), run.marker_path(container))
     container.hub.begin()
