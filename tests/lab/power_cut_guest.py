@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""In the VM: pulls, commits and runs containers for test_power_cuts.py until the power is cut, and says what there is.
+"""In the VM: pulls, commits, builds and runs containers for test_power_cuts.py until the power is cut, and says what
+there is.
 
 Started, with all that it imports, before the machine is frozen. It talks to the host in lines of JSON over a
 virtio-serial port. From the host, one at a time: {"do": "open" | "work" | "empty", ...}. From here, while it works:
@@ -13,6 +14,7 @@ and in the end of "open" and "empty" {"seen": {KEY: VALUE}, "garbage": [WHAT...]
     pulled K                      an image that teud pulled from the registry
     container N, exit N           a container of teud's, and the exit code that it told
     made N                        the image that container N was committed to
+    built N                       the image of build N, of a step and of a file of its context
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ import itertools
 import json
 import os
 import random
+import re
 import select
 import shutil
 import socket
@@ -52,6 +55,10 @@ from teu.api.services.snapshots.v1 import snapshots_pb2, snapshots_pb2_grpc
 REGISTRY = "127.0.0.1:5000"
 PULLED = 2  # images in the registry
 BUSYBOX = "/usr/share/teu/images/busybox.oci.tar"
+BUILDER = "teu-buildkitd.service"
+BUILDERS = ("buildkit-",)  # how what it has in containerd is called
+CONTEXT = Path("/run/context")
+AGE = 1_700_000_000  # of the context's file: so many seconds since 1970, and the build's number
 KEPT = 2  # of each kind a worker keeps so many, and takes the older ones away
 STATE = Path("/var/lib/teu")
 ROOT = STATE / "containerd"
@@ -287,10 +294,62 @@ def containers() -> dict[int, dict[str, Any]]:
     return {int(one["Names"][0][2:]): one for one in found if one["Names"][0].startswith("/c")}
 
 
-def made() -> dict[int, str]:
-    """Images that were committed, by their numbers: their IDs."""
+def tagged(name: str) -> dict[int, str]:
+    """Images of a name, by the numbers that are their tags: their IDs."""
     tags = [(tag, one["Id"]) for one in ask("GET", "/images/json") for tag in one["RepoTags"] or ()]
-    return {int(tag.partition(":")[2]): identity for tag, identity in tags if tag.startswith("made:")}
+    return {int(tag.partition(":")[2]): identity for tag, identity in tags if tag.startswith(f"{name}:")}
+
+
+def kept(image: str) -> dict[str, bytes]:
+    """Name -> content of the files in an image's folder /kept."""
+    create("look", image, "true")
+    archive = ask("GET", "/containers/look/archive?path=/kept")
+    ask("DELETE", "/containers/look")
+    with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
+        files = {member.name: tar.extractfile(member) for member in tar if member.isreg()}
+        return {Path(name).name: file.read() for name, file in files.items() if file}
+
+
+# --- the builder ----------------------------------------
+
+
+def lines(number: int) -> bytes:
+    """100,000 bytes, as many for each number below 100,000,000."""
+    return (f"{number:08}\n".encode() * 12_000)[:100_000]
+
+
+def build(number: int) -> tuple[str, int]:
+    """The image's ID, and how many steps were in the cache. The builds have one context, whose file changes."""
+    CONTEXT.mkdir(exist_ok=True)
+    step = f"mkdir /kept; yes {number:08} | head -c 100000 >/kept/step"
+    (CONTEXT / "Dockerfile").write_text(f"FROM busybox\nRUN {step}\nCOPY file /kept/file\n")
+    (CONTEXT / "file").write_bytes(lines(number))
+    os.utime(CONTEXT / "file", (AGE + number, AGE + number))
+    words = ["teu", "build", "--progress=plain", "--provenance=false", "--network=none", "-t", f"built:{number}"]
+    done = subprocess.run([*words, str(CONTEXT)], check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    identity = image_id(f"built:{number}")
+    assert identity
+    steps = re.findall(r"^#(\d+) \[\d/\d\] (?:RUN|COPY)", done.stderr, re.MULTILINE)
+    return identity, len([step for step in set(steps) if f"#{step} CACHED" in done.stderr.splitlines()])
+
+
+def wrong_builds(newest: int) -> list[str]:
+    """What is wrong with the newest image that was built, and with what the builder remembers. The one after it may
+    have been under way: its context may be on the disk, and what is known of it may not, or the other way round."""
+
+    def right(number: int) -> bool:
+        return kept(f"built:{number}") == {"step": lines(number), "file": lines(number)}
+
+    before = image_id(f"built:{newest}")
+    found = [] if right(newest) else [f"built {newest}"]
+    build(newest + 1)
+    found += [] if right(newest + 1) else [f"built {newest + 1}, after the cut"]
+    ask("DELETE", f"/images/built:{newest + 1}")
+    again, cached = build(newest)
+    if again != before or cached != 2:
+        found.append(f"built {newest} again: {again} with {cached} cached steps, was {before}")
+    return found
 
 
 # --- work ----------------------------------------
@@ -335,8 +394,16 @@ def runs(host: Host, first: int) -> None:
         for old in sorted(containers())[:-KEPT]:
             keys = [f"container {old}", f"exit {old}"]
             host.take("runs", keys, partial(ask, "DELETE", f"/containers/c{old}?force=1"))
-        for old in sorted(made())[:-KEPT]:
+        for old in sorted(tagged("made"))[:-KEPT]:
             host.take("runs", [f"made {old}"], partial(ask, "DELETE", f"/images/made:{old}"))
+
+
+def builds(host: Host, first: int) -> None:
+    """The builder makes images of steps and of a context that changes."""
+    for number in itertools.count(first):
+        host.make("builds", f"built {number}", lambda number=number: build(number)[0])
+        for old in sorted(tagged("built"))[:-KEPT]:
+            host.take("builds", [f"built {old}"], partial(ask, "DELETE", f"/images/built:{old}"))
 
 
 def work(host: Host, first: int) -> None:
@@ -348,7 +415,12 @@ def work(host: Host, first: int) -> None:
         except Exception as error:
             host.write({"failed": f"{target.__name__}: {type(error).__name__}: {error}"})
 
-    for target, arguments in ((clients, (host, first)), (pulls, (host,)), (runs, (host, first))):
+    for target, arguments in (
+        (clients, (host, first)),
+        (pulls, (host,)),
+        (runs, (host, first)),
+        (builds, (host, first)),
+    ):
         threading.Thread(target=guarded, args=(target, *arguments), daemon=True).start()
 
 
@@ -385,23 +457,23 @@ def seen() -> tuple[dict[str, Any], list[str]]:
             damaged.append(f"container {number} runs")
         elif state["Status"] == "exited":
             found[f"exit {number}"] = state["ExitCode"]
-    images = made()
+    images = tagged("made")
     found.update({f"made {number}": identity for number, identity in images.items()})
     if images:
         newest = max(images)
-        create("look", f"made:{newest}", "true")
-        archive = ask("GET", "/containers/look/archive?path=/kept")
-        with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
-            file = tar.extractfile("kept")
-            assert file
-            if file.read() != (f"{newest}\n".encode() * 100_000)[:100_000]:
-                damaged.append(f"made {newest}")
-        ask("DELETE", "/containers/look")
+        if list(kept(f"made:{newest}").values()) != [(f"{newest}\n".encode() * 100_000)[:100_000]]:
+            damaged.append(f"made {newest}")
+    images = tagged("built")
+    found.update({f"built {number}": identity for number, identity in images.items()})
+    if images:
+        damaged += wrong_builds(max(images))
     return found, damaged
 
 
-def garbage() -> list[str]:
-    """What is on the disk or in the database, and nobody's, once the test's client has given up what it had begun."""
+def garbage(builder: bool = True) -> list[str]:
+    """What is on the disk or in the database, and nobody's, once the test's client has given up what it had begun.
+    `builder`: that one may hold something."""
+    known = BUILDERS if builder else ()
     with both() as (client, engine):
         leases = client.leases()
         for position, lease in enumerate(leases):
@@ -418,7 +490,8 @@ def garbage() -> list[str]:
             result += [f"file {name}" for name in os.listdir(ROOT / "content/blobs/sha256") if name not in wanted]
             result += [f"ingest {name}" for name in os.listdir(ROOT / "content/ingest")]
             result += [f"ingest {ref}" for one in (client, engine) for ref in one.ingests()]
-            result += [f"lease {name}" for one in (client, engine) for name in one.leases()]
+            result += [f"lease {name}" for name in client.leases()]
+            result += [f"lease {name}" for name in engine.leases() if not name.startswith(known)]
             layers = {f"layer-{number}" for number in images}
             result += [f"snapshot {name}" for name in client.snapshots() if name not in layers]
             result += [f"snapshot {name}" for name in engine.snapshots() if name.startswith(("extract-", "commit-"))]
@@ -448,11 +521,18 @@ def switch_on(request: dict[str, Any]) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.mount(b"/dev/sda", os.fsencode(STATE), b"ext4", 0, None):
         raise OSError(ctypes.get_errno(), "mount /dev/sda")
-    services = ["teu-containerd.socket", "teud.socket", "teu-containerd.service", "teud.service"]
+    services = [
+        "teu-containerd.socket",
+        "teud.socket",
+        "teu-containerd.service",
+        "teud.service",
+        "teu-buildkitd.socket",
+    ]
     subprocess.run(["systemctl", "start", *services], check=True)
 
 
 def look(host: Host) -> None:
+    subprocess.run(["teu", "builder", "du"], check=True, stdout=subprocess.DEVNULL)  # it starts, and clears up
     found, damaged = seen()
     host.write({"seen": found, "garbage": [f"damaged: {each}" for each in damaged] + garbage()})
 
@@ -463,6 +543,8 @@ def empty(host: Host) -> None:
         ask("DELETE", f"/containers/c{number}?force=1")
     for one in ask("GET", "/images/json"):
         ask("DELETE", f"/images/{one['Id']}?force=1")
+    subprocess.run(["teu", "builder", "prune", "-af"], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(["systemctl", "stop", BUILDER], check=True)
     with both() as (client, engine):
         for number in client.images():
             client.untag(number)
@@ -471,7 +553,7 @@ def empty(host: Host) -> None:
             if time.monotonic() > deadline:
                 break
             time.sleep(0.2)
-    host.write({"seen": {}, "garbage": left + garbage()})
+    host.write({"seen": {}, "garbage": left + garbage(builder=False)})
 
 
 def prepare() -> None:
@@ -499,7 +581,8 @@ def prepare() -> None:
         run("teu", "run", "--network=none", f"--name=c{key}", "busybox", "sh", "-c", script)
         run("teu", "commit", f"c{key}", name)
         run("teu", "push", "-q", name)
-    run("systemctl", "stop", "teud.socket", "teud", "teu-containerd.socket", "teu-containerd")
+    sockets = [f"{name}.socket" for name in ("teu-buildkitd", "teud", "teu-containerd")]
+    run("systemctl", "stop", *sockets, BUILDER, "teud", "teu-containerd")
     shutil.rmtree(STATE)
     shutil.rmtree("/run/teu")
     STATE.mkdir(mode=0o711)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""50 power cuts, each a QEMU killed at a random moment of pulls, commits and runs: nothing acknowledged is lost.
+"""50 power cuts, each a QEMU killed at some moment of pulls, commits, builds and runs: nothing acknowledged is lost.
 
 Runs on the host, as root; the packages must have been built (./dev deb). A machine with systemd, the packages and a
 registry is booted once and frozen (frozen.py says why that is honest). Copies of it, two at a time, are thawed, look at
@@ -28,7 +28,7 @@ SOURCE = Path(__file__).resolve().parents[2]
 RELEASE = "trixie"
 CUTS = int(os.environ.get("TEU_POWER_CUTS", "50"))
 LANES = 2
-WORKERS = ("clients", "pulls", "runs")
+WORKERS = ("clients", "pulls", "runs", "builds")
 LIMIT = 600.0  # seconds, for anything that a machine is asked
 
 pytestmark = [
@@ -181,6 +181,7 @@ def test_power_cuts(base: str, tmp_path: Path, capsys: pytest.CaptureFixture[str
     kinds = {
         "pulled": "images pulled",
         "made": "committed",
+        "built": "built",
         "container": "containers",
         "exit": "exit codes",
         "blob": "blobs",
