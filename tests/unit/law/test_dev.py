@@ -72,6 +72,13 @@ def test_the_longest_begin_first_and_laws_stay_together() -> None:
     assert set(found) == {"tests/unit/law", "tests/unit/oci/test_tar.py"} and all(long > 0 for long in found.values())
 
 
+def test_each_process_begins_with_files_of_its_own() -> None:
+    """So that none of them compiles what another does: all together they read all, and nothing twice."""
+    files = sorted((DEV.parent / "tests/unit").rglob("test_*.py"))
+    shares = [unitplugin.share(files, f"gw{number}", 4) for number in range(4)]
+    assert sorted(path for share in shares for path in share) == files and all(shares)
+
+
 def test_byte_code_is_kept_somewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
     monkeypatch.delenv("PYTHONPYCACHEPREFIX", raising=False)
