@@ -348,6 +348,9 @@ def test_credentials_header() -> None:
     assert distribution.credentials_from_header(half).username == "\ufffd"
 
 
+KEY = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
+
+
 def openssl(*argv: str) -> None:
     subprocess.run(["openssl", *argv], check=True, capture_output=True)
 
@@ -359,9 +362,7 @@ def test_certificates(server: ScriptedRegistry, tmp_path: Path, monkeypatch: pyt
     openssl(
         "req",
         "-x509",
-        "-newkey",
-        "rsa:2048",
-        "-nodes",
+        *KEY,
         "-days",
         "2",
         "-subj",
@@ -373,7 +374,7 @@ def test_certificates(server: ScriptedRegistry, tmp_path: Path, monkeypatch: pyt
         "-addext",
         "keyUsage=critical,keyCertSign",
     )
-    openssl("req", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=reg.test", "-keyout", key, "-out", request)
+    openssl("req", *KEY, "-subj", "/CN=reg.test", "-keyout", key, "-out", request)
     (tmp_path / "extensions").write_text("subjectAltName=DNS:reg.test")
     openssl(
         "x509",
