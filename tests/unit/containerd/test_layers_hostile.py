@@ -234,11 +234,11 @@ def test_a_container_cannot_lead_the_packing_out(context: Context, folder: Path,
 
 def test_a_worker_that_does_nothing_is_ended(context: Context, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its blob never comes: a pipe that nobody writes to. And so is one whose client has left."""
-    monkeypatch.setattr(run, "STUCK_SECONDS", 0.5)
-    monkeypatch.setattr(run, "LOOK_SECONDS", 0.1)
     reading, writing = os.pipe()
     try:
-        with pytest.raises(Internal, match="did nothing for 0.5 seconds"):
+        with monkeypatch.context() as patch, pytest.raises(Internal, match="did nothing for 0.5 seconds"):
+            patch.setattr(run, "STUCK_SECONDS", 0.5)
+            patch.setattr(run, "LOOK_SECONDS", 0.1)
             context.layers.apply(reading, "sha256:" + "0" * 64, [Bind(folder)])
         with pytest.raises(Cancelled):
             context.layers.apply(reading, "sha256:" + "0" * 64, [Bind(folder)], cancelled=lambda: True)
