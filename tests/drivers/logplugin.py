@@ -43,7 +43,7 @@ class LogPlugin:
 
         socket.unlink(missing_ok=True)
         self.server = Server(str(socket), Handler)
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
 
     def close(self) -> None:
         self.server.shutdown()

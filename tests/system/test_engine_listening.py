@@ -253,7 +253,7 @@ def test_an_authorization_plugin_decides(certificates: Path, busybox: None) -> N
     path = folder / "gate.sock"
     path.unlink(missing_ok=True)
     with socketserver.ThreadingUnixStreamServer(str(path), Plugin) as server:
-        thread = threading.Thread(target=server.serve_forever)
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
         thread.start()
         try:
             with listening(keys(certificates, "authorization-plugins: [gate]\n")):

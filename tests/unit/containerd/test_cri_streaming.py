@@ -762,7 +762,9 @@ def test_input_goes_to_the_process(tmp_path: Path) -> None:
     assert asyncio.run(main()) == b"x" * 200_000
 
 
-def test_a_stopped_server_ends_its_clients() -> None:
+def test_a_stopped_server_ends_its_clients(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that does not close its own end is waited for, but not for ever."""
+    monkeypatch.setattr(streaming, "LEAVING_SECONDS", 0.3)
     server = Server()
     with Spdy(server.command(-1), V4) as client:
         _opened(client)

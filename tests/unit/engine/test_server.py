@@ -119,7 +119,8 @@ def _hello(sock: socket.socket, early: bytes) -> None:
     sock.sendall(b"hello")
 
 
-def test_a_websocket(path: str) -> None:
+def test_a_websocket(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(websocket, "CLOSE_SECONDS", 0.2)  # this client never says that it has understood
     head = b"GET /v1.55/socket HTTP/1.1\r\nHost: d\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
     assert ask(path, head + b"\r\n")[0] == 400
     with connect(path) as sock:
