@@ -198,7 +198,7 @@ def test_two_builders_share_the_bridge(both: tuple[Network, Network]) -> None:
     assert all(served(sandbox, one.gateway) for sandbox in (taken[0], taken[1], taken[-1]))
     listener = netns.run_in(taken[1].namespace, lambda: socket.create_server(("", 7777)))
     with listener:
-        assert not reach(taken[0], str(taken[1].address))
+        assert not reach(taken[0], str(taken[1].address), 0.3)
     for sandbox in taken[1:4]:
         other.give_back(sandbox, dirty=True)
     other.close()
@@ -239,7 +239,7 @@ def test_a_bridge_that_is_gone_is_made_anew(steps: Network, replaced: bool) -> N
     assert served(sandbox, "172.30.7.1")
     listener = netns.run_in(following.namespace, lambda: socket.create_server(("", 7777)))
     with listener:
-        assert not reach(sandbox, str(following.address))
+        assert not reach(sandbox, str(following.address), 0.3)
     assert steps._make().address.is_private
     steps.give_back(sandbox)
     steps.give_back(following)
