@@ -53,7 +53,7 @@ def measured(results: Path) -> dict[str, float]:
         told = json.loads(file.read_text())
         if told["stage"] not in (*DEALT, "images"):
             found[told["stage"]] = told["seconds"]
-    return {name: round(seconds, 1) for name, seconds in found.items()}
+    return {name: max(0.1, round(seconds, 1)) for name, seconds in found.items()}
 
 
 def main() -> None:
