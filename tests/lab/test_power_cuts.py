@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""50 power cuts, each a QEMU killed at some moment of pulls, commits, builds and runs: nothing acknowledged is lost.
+"""Power cuts, each a QEMU killed at some moment of pulls, commits, builds and runs: nothing acknowledged is lost.
 
 Runs on the host, as root; the packages must have been built (./dev deb). A machine with systemd, the packages and a
 registry is booted once and frozen (frozen.py says why that is honest). Copies of it, two at a time, are thawed, look at
 their disk, remove what a client would, work (power_cut_guest.py), and die. What they acknowledged is kept here,
-outside. TEU_POWER_CUTS is another number of cuts.
+outside. TEU_POWER_CUTS is another number of cuts than a run of all tests has: `./dev soak --power-cuts 50`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from lab import frozen, vm
 
 SOURCE = Path(__file__).resolve().parents[2]
 RELEASE = "trixie"
-CUTS = int(os.environ.get("TEU_POWER_CUTS", "50"))
+CUTS = int(os.environ.get("TEU_POWER_CUTS", "20"))
 LANES = 2
 WORKERS = ("clients", "pulls", "runs", "builds")
 LIMIT = 600.0  # seconds, for anything that a machine is asked
