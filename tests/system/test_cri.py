@@ -417,7 +417,7 @@ def test_bad_requests_are_refused(pair: tuple[Client, Client], name: str) -> Non
     ("config", "told"),
     [
         ({"CDI_devices": [{"name": "a/b=c"}]}, "unresolvable CDI devices"),
-        ({"mounts": [{"container_path": "/x", "image": {"image": "y"}}]}, "image is not implemented"),
+        ({"mounts": [{"container_path": "/x", "image": {"image": "y"}, "readonly": True}]}, "ImageVolumeMountFailed"),
         ({"mounts": [{"container_path": "x", "host_path": "/tmp"}]}, "must be absolute"),
         ({"linux": {"security_context": {"run_as_group": {"value": 1}}}}, "without user"),
         ({"linux": {"security_context": {"run_as_username": "stranger"}}}, "stranger"),

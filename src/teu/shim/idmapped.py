@@ -1,16 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Mounts whose ids are mapped: the options uidmap= and gidmap= of snapshotters that remap ids. Called by `rootfs`.
 
-What the layers hold is owned by 0 and up; the container's user namespace begins at another id. The lower folders of
-the overlay are mounted with their ids mapped, so they show the container's own; the upper folder needs no map, for what
-the container writes has its ids already. It runs in the helper that mounts the root file system, never in the shim.
+The mounts themselves are teu.linux.idmapped's. It runs in the helper that mounts the root file system, never in the
+shim.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-from teu.linux import mounts
+from teu.linux import idmapped
 from teu.linux.namespaces import CLONE_NEWUSER, unshare
 
 OPTIONS = ("uidmap=", "gidmap=")
@@ -62,65 +63,21 @@ def user_namespace(options: list[str]) -> int:
         os.waitpid(pid, 0)
 
 
-def _mapped(source: str, userns: int, target: str) -> None:
-    tree = mounts.open_tree(mounts.AT_FDCWD, source)
+@contextmanager
+def lowers(options: list[str], target: str) -> Iterator[list[str]]:
+    """The options for mount(2) of an overlay at `target`, whose lower folders are mapped meanwhile."""
+    userns = user_namespace(options)
     try:
-        mounts.mount_setattr(tree, mounts.MOUNT_ATTR_IDMAP, userns=userns)
-        place = os.open(target, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            mounts.move_mount(tree, place, source)
-        finally:
-            os.close(place)
+        with idmapped.Lowers([one for one in options if not one.startswith(OPTIONS)], userns, target) as plain:
+            yield plain
     finally:
-        os.close(tree)
-
-
-class Lowers:
-    """The lower folders of an overlay, mapped, beside `target` while the overlay is being mounted.
-
-    The overlay holds its own copies of these mounts: they go when the `with` ends."""
-
-    def __init__(self, options: list[str], target: str) -> None:
-        self._all = options
-        self._beside = f"{target}-lower"
-        self._made: list[str] = []
-
-    def __enter__(self) -> list[str]:
-        """The options for mount(2)."""
-        userns = user_namespace(self._all)
-        options = [option for option in self._all if not option.startswith(OPTIONS)]
-        try:
-            for at, option in enumerate(options):
-                if option.startswith("lowerdir="):
-                    folders = option[len("lowerdir=") :].split(":")
-                    options[at] = "lowerdir=" + ":".join(self._map(folder, userns) for folder in folders)
-        except BaseException:
-            self.__exit__()
-            raise
-        finally:
-            os.close(userns)
-        return options
-
-    def _map(self, folder: str, userns: int) -> str:
-        place = f"{self._beside}{len(self._made)}"
-        os.mkdir(place, 0o700)
-        self._made.append(place)
-        _mapped(folder, userns, place)
-        return place
-
-    def __exit__(self, *_: object) -> None:
-        for place in self._made:
-            try:
-                mounts.umount2(place, mounts.MNT_DETACH)
-            except OSError:
-                pass  # it was not mounted yet
-            os.rmdir(place)
+        os.close(userns)
 
 
 def bind(source: str, target: str, options: list[str]) -> None:
     """A bind mount with its ids mapped."""
     userns = user_namespace(options)
     try:
-        _mapped(source, userns, target)
+        idmapped.bind(source, userns, target)
     finally:
         os.close(userns)

@@ -48,7 +48,7 @@ def mount_one(mount: dict[str, Any], target: str) -> None:
         from teu.shim import idmapped  # 3 ms
 
         if mount["type"] == "overlay":
-            with idmapped.Lowers(mount["options"], target) as options:
+            with idmapped.lowers(mount["options"], target) as options:
                 mount_one({**mount, "target": "", "options": options}, target)
             return
         idmapped.bind(mount["source"], target, mount["options"])

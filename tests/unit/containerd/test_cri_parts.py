@@ -318,7 +318,6 @@ def test_pods_that_cannot_be(config: Any, error: type[Error], told: str) -> None
 @pytest.mark.parametrize(
     ("config", "error", "told"),
     [
-        ({"mounts": [{"image": {"image": "x"}}]}, Unimplemented, r"mounts\[0\].image "),
         ({"mounts": [{"uidMappings": [{"length": 1}]}]}, Unimplemented, "uidMappings"),
         ({"windows": {"security_context": {"host_process": True}}}, Unimplemented, "windows"),
         (security(run_as_group={"value": 1}), InvalidArgument, "specified without user"),

@@ -9,12 +9,13 @@ All of it is in the namespace k8s.io, where `ctr -n k8s.io` sees it. What a pod 
 extension of its record there; the rest is in files:
 
     STATE/cri/POD/              hosts, hostname, resolv.conf, shm (a tmpfs), ipc and uts (namespaces)
+    STATE/cri/POD/images/ID     an image that containers of the pod mount
     STATE/cri/CONTAINER/        FIFOs: stdin, and those of commands under way; attach, a socket of the shim
     ROOT/cri/CONTAINER/         volumes of the image
     /run/netns/cni-UUID         a pod's network namespace
 
 A field that is not implemented is refused, see `checks`. The modules, from the roof down: `service` and `image_service`
 (the wire), `streaming` (HTTP for exec, attach and port-forward) over `spdy`, `websocket` and `pipes`; `pods`, `attach`,
-`execs`, `forward`, `resize`, `podstats`, `containers`, `stats`, `images`, `network`, `rootfs`, `spec`, `namespaces`,
-`files`, `events`, `records`, `checks`.
+`execs`, `forward`, `resize`, `podstats`, `containers`, `stats`, `imagevolumes`, `images`, `network`, `rootfs`, `spec`,
+`namespaces`, `files`, `events`, `records`, `checks`.
 """

@@ -56,6 +56,20 @@ def pod(config: Any) -> None:
             raise InvalidArgument(f"port mapping {mapping.container_port}:{mapping.host_port} is none")
 
 
+def _image_volume(where: str, mount: Any) -> None:
+    if not mount.HasField("image"):
+        if mount.image_sub_path:
+            raise InvalidArgument(f"{where}.image_sub_path is given without an image")
+        return
+    image(mount.image)
+    if not mount.image.image:
+        raise InvalidArgument(f"{where}.image must name what is to be mounted")
+    if mount.host_path:
+        raise InvalidArgument(f"{where}.host_path must be empty where an image is mounted")
+    if not mount.readonly:
+        raise InvalidArgument(f"{where}.readonly must be true where an image is mounted")
+
+
 def container(config: Any) -> None:
     """A ContainerConfig. Raises InvalidArgument and Unimplemented."""
     if not config.HasField("metadata"):
@@ -64,7 +78,8 @@ def container(config: Any) -> None:
     _refuse("config.image", config.image, "runtime_handler")
     for number, mount in enumerate(config.mounts):
         where = f"config.mounts[{number}]"
-        _refuse(where, mount, "uidMappings", "gidMappings", "image", "image_sub_path")
+        _refuse(where, mount, "uidMappings", "gidMappings")
+        _image_volume(where, mount)
         if mount.selinux_relabel and selinux.enabled():
             raise Unimplemented(f"{where}.selinux_relabel is not implemented")
     security = config.linux.security_context

@@ -35,6 +35,7 @@ from teu.containerd.core.errors import (
 )
 from teu.containerd.cri import checks, rootfs, spec
 from teu.containerd.cri.images import Image, Images
+from teu.containerd.cri.imagevolumes import ImageVolumes
 from teu.containerd.cri.records import (
     CONTAINER_EXTENSION,
     CREATED,
@@ -115,6 +116,7 @@ class Containers:
         self._context = context
         self._records = records
         self._images = images
+        self.image_volumes = ImageVolumes(context, images)
         self._devices = cdi.Devices(context.config["cri"]["cdi-spec-dirs"])
         self._creating: dict[str, tuple[Any, asyncio.Task[str]]] = {}  # CreateContainer under way, by the name
         self._watches: set[asyncio.Task[None]] = set()
@@ -246,6 +248,7 @@ class Containers:
             groups=list(user.groups),
             volumes=volumes,
             edits=self._edits(config),
+            images=self.image_volumes.paths(pod, config),
         )
         return spec.build(wanted)
 

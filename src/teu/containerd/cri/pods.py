@@ -219,6 +219,7 @@ class Pods:
             if path := self._containers.namespace_path(pod, kind):
                 namespaces.drop(path)
         unmount(os.path.join(self._containers.state_of(pod.id), "shm"))
+        self._containers.image_volumes.drop(pod)
 
     def _forget(self, pod: Pod) -> None:
         discard_tree(self._containers.state_of(pod.id))

@@ -24,7 +24,7 @@ from teu.containerd.cri.containers import Containers
 from teu.containerd.cri.events import Events
 from teu.containerd.cri.execs import Execs
 from teu.containerd.cri.image_service import ImageService
-from teu.containerd.cri.images import Images
+from teu.containerd.cri.images import Image, Images
 from teu.containerd.cri.network import Networks
 from teu.containerd.cri.pipes import Streams
 from teu.containerd.cri.pods import Pods
@@ -312,8 +312,11 @@ class RuntimeService:
             info["info"] = json.dumps(await self._info(container))
         return cri.ContainerStatusResponse(status=status, info=info)
 
+    async def _image(self, name: str) -> Image | None:
+        return await asyncio.get_running_loop().run_in_executor(self._context.pool, self._images.find, name)
+
     async def _container_status(self, container: Container) -> Any:
-        image = await asyncio.get_running_loop().run_in_executor(self._context.pool, self._images.find, container.image)
+        image = await self._image(container.image)
         status = cri.ContainerStatus(
             id=container.id,
             metadata=container.config.metadata,
@@ -335,6 +338,9 @@ class RuntimeService:
         if image is not None:
             status.image_ref = next(iter(image.digests), image.id)
             status.image.image = next(iter(image.tags), image.id)
+        for mount in status.mounts:
+            if mount.HasField("image") and (of := await self._image(mount.image.image)) is not None:
+                mount.image.image_ref = of.id
         status.resources.linux.CopyFrom(container.config.linux.resources)
         uid, gid, *groups = container.user
         status.user.linux.uid, status.user.linux.gid = uid, gid

@@ -76,6 +76,7 @@ class Wanted:
     groups: list[int] = field(default_factory=list)
     volumes: Mapping[str, str] = field(default_factory=dict)  # the image's: place -> path on the host
     edits: cdi.Edits = field(default_factory=cdi.Edits)  # what its CDI devices give
+    images: Mapping[int, str] = field(default_factory=dict)  # image volumes: number of the mount -> path on the host
 
     @property
     def security(self) -> Any:
@@ -430,7 +431,7 @@ def _mounts(wanted: Wanted) -> tuple[list[Json], str]:
         where = place(one.container_path)
         if not one.container_path.startswith("/"):
             raise InvalidArgument(f"config.mounts[{number}].container_path must be absolute: {one.container_path!r}")
-        entry, of_root = _asked(number, one, where)
+        entry, of_root = _asked(number, one, where, wanted.images.get(number) or one.host_path)
         found[where] = entry
         propagation = "rshared" if "rshared" in (of_root, propagation) else of_root or propagation
     for given in wanted.edits.mounts:
@@ -452,21 +453,21 @@ def _basic(wanted: Wanted, access: str) -> list[Json]:
     ]
 
 
-def _asked(number: int, one: Any, where: str) -> tuple[Json, str]:
-    """A mount of the request, and what it needs of the root's propagation."""
-    if not one.host_path:
+def _asked(number: int, one: Any, where: str, given: str) -> tuple[Json, str]:
+    """A mount of the request, of the path that is given, and what it needs of the root's propagation."""
+    if not given:
         raise InvalidArgument(f"config.mounts[{number}].host_path must name what is mounted on {where}")
-    if not os.path.lexists(one.host_path):
-        os.makedirs(one.host_path, exist_ok=True)
-    source = os.path.realpath(one.host_path)
+    if not os.path.lexists(given):
+        os.makedirs(given, exist_ok=True)
+    source = os.path.realpath(given)
     options = ["rbind"]
     of_root = ""
     if one.propagation == cri.PROPAGATION_BIDIRECTIONAL:
-        _must_be(source, one.host_path, "shared")
+        _must_be(source, given, "shared")
         options.append("rshared")
         of_root = "rshared"
     elif one.propagation == cri.PROPAGATION_HOST_TO_CONTAINER:
-        _must_be(source, one.host_path, "shared or slave")
+        _must_be(source, given, "shared or slave")
         options.append("rslave")
         of_root = "rslave"
     else:
