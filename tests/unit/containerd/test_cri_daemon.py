@@ -56,6 +56,14 @@ def test_who_answers(node: Node) -> None:
     assert node.call("RuntimeConfig").HasField("linux")
 
 
+def test_what_it_can(node: Node) -> None:
+    status = node.call("Status")
+    [handler] = status.runtime_handlers
+    assert handler.name == "" and handler.features.recursive_read_only_mounts
+    assert status.features.supplemental_groups_policy and status.features.mount_options
+    assert not status.features.user_namespaces_host_network
+
+
 def test_lists_are_empty(node: Node) -> None:
     assert not node.call("ListPodSandbox").items and not node.call("ListContainers").containers
     assert not node.call("ListContainerStats").stats and not node.call("ListPodSandboxStats").stats

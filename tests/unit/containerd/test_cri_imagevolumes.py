@@ -14,9 +14,10 @@ from containerd_parts import make_context
 
 from teu.api.cri.v1 import cri_pb2 as cri
 from teu.containerd.core.errors import Error, FailedPrecondition, InvalidArgument
-from teu.containerd.cri import checks, imagevolumes
+from teu.containerd.cri import checks, imagevolumes, namespaces
 from teu.containerd.cri.imagevolumes import ImageVolumes, inside_of, mount_image
 from teu.containerd.cri.records import NAMESPACE, Pod
+from teu.containerd.cri.users import Maps, Range
 from teu.containerd.state import Context
 from teu.linux import mounts, netns
 from teu.linux.namespaces import CLONE_NEWNS, unshare
@@ -80,7 +81,7 @@ def test_a_volume_that_can_be() -> None:
 
 
 @needs_root
-@pytest.mark.parametrize("contents", [("one",), ("one", "two", "three")])
+@pytest.mark.parametrize("contents", [("one",), ("one", "two"), tuple(f"layer{number}" for number in range(9))])
 def test_an_image_is_mounted_once_for_a_pod(tmp_path: Path, contents: tuple[str, ...]) -> None:
     context = make_context(tmp_path)
     found = volumes(context, layers(context, *contents))
@@ -106,6 +107,36 @@ def test_an_image_is_mounted_once_for_a_pod(tmp_path: Path, contents: tuple[str,
         found.drop(pod)
         assert found.paths(pod, wanted) == paths  # after a failed stop it can be again
         found.drop(pod)
+
+    try:
+        apart(body)
+    finally:
+        context.close()
+
+
+@needs_root
+@pytest.mark.parametrize("contents", [("one",), ("one", "two", "three")])
+def test_ids_are_the_pods(tmp_path: Path, contents: tuple[str, ...]) -> None:
+    if told := namespaces.user_obstacle(str(tmp_path)):
+        pytest.skip(told)
+    context = make_context(tmp_path)
+    found = volumes(context, layers(context, *contents))
+    pod = Pod("p" * 64, cri.PodSandboxConfig())
+    userns = str(tmp_path / "user")
+    wanted = config({"image": {"image": "data"}})
+
+    def body() -> None:
+        namespaces.make({"user": userns}, "h", {}, Maps(Range(65536, 1000), Range(131072, 1000)))
+        left = os.path.join(found.folder(pod), f"{'a' * 64}-lower0")
+        os.makedirs(left)  # of a daemon that ended while it mounted
+        mounts.mount("/usr", left, None, mounts.MS_BIND)
+        [path] = found.paths(pod, wanted, userns).values()
+        for content in contents:
+            status = os.stat(f"{path}/shared/{content}")
+            assert (status.st_uid, status.st_gid) == (65536, 131072)
+        assert os.listdir(found.folder(pod)) == ["a" * 64]
+        found.drop(pod)
+        namespaces.drop(userns)
 
     try:
         apart(body)

@@ -296,11 +296,6 @@ def test_a_stop_signal_that_is_none() -> None:
         (cri.PodSandboxConfig(), InvalidArgument, "must include metadata"),
         (pod_config(windows={"security_context": {"host_process": True}}), Unimplemented, "config.windows"),
         (
-            pod_config(**security(namespace_options={"userns_options": {"mode": cri.POD}})),
-            Unimplemented,
-            "user namespaces",
-        ),
-        (
             pod_config(**security(namespace_options={"userns_options": {"mode": cri.CONTAINER}})),
             InvalidArgument,
             "unsupported user namespace mode",
@@ -318,7 +313,6 @@ def test_pods_that_cannot_be(config: Any, error: type[Error], told: str) -> None
 @pytest.mark.parametrize(
     ("config", "error", "told"),
     [
-        ({"mounts": [{"uidMappings": [{"length": 1}]}]}, Unimplemented, "uidMappings"),
         ({"windows": {"security_context": {"host_process": True}}}, Unimplemented, "windows"),
         (security(run_as_group={"value": 1}), InvalidArgument, "specified without user"),
     ],

@@ -8,7 +8,7 @@ namespaces are held by mounts, and only a pod whose containers see each other's 
 All of it is in the namespace k8s.io, where `ctr -n k8s.io` sees it. What a pod or a container was asked to be is an
 extension of its record there; the rest is in files:
 
-    STATE/cri/POD/              hosts, hostname, resolv.conf, shm (a tmpfs), ipc and uts (namespaces)
+    STATE/cri/POD/              hosts, hostname, resolv.conf, shm (a tmpfs); ipc, uts and user (namespaces)
     STATE/cri/POD/images/ID     an image that containers of the pod mount
     STATE/cri/CONTAINER/        FIFOs: stdin, and those of commands under way; attach, a socket of the shim
     ROOT/cri/CONTAINER/         volumes of the image
@@ -17,5 +17,5 @@ extension of its record there; the rest is in files:
 A field that is not implemented is refused, see `checks`. The modules, from the roof down: `service` and `image_service`
 (the wire), `streaming` (HTTP for exec, attach and port-forward) over `spdy`, `websocket` and `pipes`; `pods`, `attach`,
 `execs`, `forward`, `resize`, `podstats`, `containers`, `stats`, `imagevolumes`, `images`, `network`, `rootfs`, `spec`,
-`namespaces`, `files`, `events`, `records`, `checks`.
+`namespaces`, `files`, `events`, `records`, `checks`, `users`.
 """

@@ -8,6 +8,7 @@ from typing import Any
 
 from teu.api.cri.v1 import cri_pb2 as cri
 from teu.containerd.core.errors import InvalidArgument, Unimplemented
+from teu.containerd.cri import users
 from teu.linux import selinux
 
 
@@ -25,15 +26,11 @@ def _labels(where: str, options: Any) -> None:
 
 
 def _user_namespace(where: str, options: Any) -> None:
-    if not options.HasField("userns_options"):
+    if users.maps_of(options) is None:
         return
-    mode = options.userns_options.mode
-    if mode == cri.POD:
-        raise Unimplemented(f"{where}.userns_options: user namespaces are not implemented")
-    if mode != cri.NODE:
-        raise InvalidArgument(f"unsupported user namespace mode: {cri.NamespaceMode.Name(mode)}")
-    if options.userns_options.uids or options.userns_options.gids:
-        raise InvalidArgument("can't use user namespace mode NODE with mappings")
+    for kind in ("network", "pid", "ipc"):
+        if getattr(options, kind) == cri.NODE:
+            raise Unimplemented(f"{where}: a user namespace with the host's {kind} is not implemented")
 
 
 def pod(config: Any) -> None:
@@ -54,6 +51,14 @@ def pod(config: Any) -> None:
     for mapping in config.port_mappings:
         if mapping.host_port < 0 or mapping.host_port > 65535 or not 0 <= mapping.container_port <= 65535:
             raise InvalidArgument(f"port mapping {mapping.container_port}:{mapping.host_port} is none")
+
+
+def _mapped(where: str, mount: Any) -> None:
+    if bool(mount.uidMappings) != bool(mount.gidMappings):
+        raise InvalidArgument(f"{where}: uidMappings and gidMappings go together")
+    for one in (*mount.uidMappings, *mount.gidMappings):
+        if one.length < 1:
+            raise InvalidArgument(f"{where}: invalid mapping length: {one.length}")
 
 
 def _image_volume(where: str, mount: Any) -> None:
@@ -78,13 +83,12 @@ def container(config: Any) -> None:
     _refuse("config.image", config.image, "runtime_handler")
     for number, mount in enumerate(config.mounts):
         where = f"config.mounts[{number}]"
-        _refuse(where, mount, "uidMappings", "gidMappings")
         _image_volume(where, mount)
+        _mapped(where, mount)
         if mount.selinux_relabel and selinux.enabled():
             raise Unimplemented(f"{where}.selinux_relabel is not implemented")
     security = config.linux.security_context
     _labels("config.linux.security_context", security.selinux_options)
-    _user_namespace("config.linux.security_context.namespace_options", security.namespace_options)
     if security.HasField("run_as_group") and not (security.HasField("run_as_user") or security.run_as_username):
         raise InvalidArgument(f'user group "{security.run_as_group.value}" is specified without user')
 

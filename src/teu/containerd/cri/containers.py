@@ -33,7 +33,8 @@ from teu.containerd.core.errors import (
     Unimplemented,
     Unknown,
 )
-from teu.containerd.cri import checks, rootfs, spec
+from teu.containerd.core.messages import Mount
+from teu.containerd.cri import checks, rootfs, spec, users
 from teu.containerd.cri.images import Image, Images
 from teu.containerd.cri.imagevolumes import ImageVolumes
 from teu.containerd.cri.records import (
@@ -141,6 +142,8 @@ class Containers:
             return ""
         if kind == "ipc" and pod.namespaces.ipc == cri.NODE:
             return ""
+        if kind == "user" and users.maps_of(pod.namespaces) is None:
+            return ""
         return os.path.join(self.state_of(pod.id), kind)
 
     # create
@@ -148,6 +151,9 @@ class Containers:
     async def create(self, pod: Pod, config: Any) -> str:
         """A new container of a ready pod; its id. Requests that are equal and overlap are one."""
         checks.container(config)
+        options = config.linux.security_context.namespace_options
+        if options.HasField("userns_options") and users.maps_of(options) != users.maps_of(pod.namespaces):
+            raise InvalidArgument("user namespace config for sandbox is different from container")
         container = Container(secrets.token_hex(32), pod, config, created=time.time_ns())
         name = container.name
         under_way = self._creating.get(name)
@@ -205,9 +211,12 @@ class Containers:
         lease = f"cri-{container.id}"
         context.leases.create(NAMESPACE, lease, expiring(LEASE_SECONDS))
         try:
+            maps = users.maps_of(container.pod.namespaces)
+            labels = maps.labels if maps else {}
             mounts = context.snapshots.prepare(
-                NAMESPACE, container.snapshotter, container.id, image.details.chain, {}, lease
+                NAMESPACE, container.snapshotter, container.id, image.details.chain, labels, lease
             )
+            container.mapped = bool(maps) and bool(image.details.chain)
             made = self._specified(container, image, mounts, pid)
             if config.log_path and container.pod.config.log_directory:
                 container.log_path = os.path.join(container.pod.config.log_directory, config.log_path)
@@ -248,7 +257,8 @@ class Containers:
             groups=list(user.groups),
             volumes=volumes,
             edits=self._edits(config),
-            images=self.image_volumes.paths(pod, config),
+            images=self.image_volumes.paths(pod, config, self.namespace_path(pod, "user")),
+            maps=users.maps_of(pod.namespaces),
         )
         return spec.build(wanted)
 
@@ -261,9 +271,14 @@ class Containers:
         except cdi.Unknown as error:
             raise FailedPrecondition(f"CDI device injection failed: unresolvable CDI devices: {error}") from None
 
+    def _joined(self, pod: Pod) -> dict[str, str]:
+        """The namespaces that the containers of a pod share, by the specification's types."""
+        kinds = ("user", "network", "ipc", "uts")
+        return {kind: path for kind in kinds if (path := self.namespace_path(pod, kind))}
+
     def _inside(self, pod: Pod, pid: str | None) -> spec.Inside:
         folder = self.state_of(pod.id)
-        joined = {kind: path for kind in ("network", "ipc", "uts") if (path := self.namespace_path(pod, kind))}
+        joined = self._joined(pod)
         if pid is not None:
             joined["pid"] = pid
         own_ipc = pod.namespaces.ipc != cri.NODE
@@ -318,9 +333,7 @@ class Containers:
                 raise FailedPrecondition(f'container "{container.id}" is in {state} state')
             try:
                 stdio = await self._thread(self._stdio, container)
-                mounts = await self._thread(
-                    self._context.snapshots.mounts, NAMESPACE, container.snapshotter, container.id
-                )
+                mounts = await self._thread(self._root_mounts, container)
                 await self._context.tasks.create(NAMESPACE, container.id, stdio, mounts=mounts)
                 container.started = time.time_ns()  # an end that comes at once is not before it
                 await self._context.tasks.start(NAMESPACE, container.id)
@@ -334,6 +347,11 @@ class Containers:
             await self._thread(self._records.save_container, container)
             self._records.tell(cri.CONTAINER_STARTED_EVENT, container.pod, container)
             self._watch(container)
+
+    def _root_mounts(self, container: Container) -> list[Mount]:
+        mounts = self._context.snapshots.mounts(NAMESPACE, container.snapshotter, container.id)
+        maps = users.maps_of(container.pod.namespaces)
+        return mounts if maps is None else users.remapped(mounts, maps, container.mapped)
 
     def _stdio(self, container: Container) -> Stdio:
         folder = self.state_of(container.id)
@@ -480,16 +498,19 @@ class Containers:
             program = shutil.which(INIT, path="/usr/bin:/usr/local/bin")
             if program is None:
                 raise Unimplemented(f"a pod whose containers share process ids needs {INIT}: install it")
-            joined = {kind: path for kind in ("network", "ipc", "uts") if (path := self.namespace_path(pod, kind))}
-            await self._thread(self._store_init, pod, spec.of_init(program, joined))
+            await self._thread(self._store_init, pod, program)
             # The pod's end waits for this.
             pid = await answered(tasks.create(NAMESPACE, id, Stdio()), ANSWER_SECONDS)
             await answered(tasks.start(NAMESPACE, id), ANSWER_SECONDS)
             return pid
 
-    def _store_init(self, pod: Pod, made: spec.Json) -> None:
+    def _store_init(self, pod: Pod, program: str) -> None:
+        maps = users.maps_of(pod.namespaces)
+        made = spec.of_init(program, self._joined(pod), maps)
         folder = os.path.join(self.state_of(pod.id), "init")
         os.makedirs(folder, 0o755, exist_ok=True)
+        if maps is not None:
+            maps.own(folder)
         made["root"]["path"] = folder
         record = containers_pb2.Container(id=self._init_id(pod), labels={KIND_LABEL: "sandbox"}, sandbox=pod.id)
         self._fill(record, made)

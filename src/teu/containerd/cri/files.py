@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from teu.containerd.core.errors import InvalidArgument
+from teu.containerd.cri.users import Maps
 from teu.linux.resolver import RESOLV_CONF, Resolver
 
 SEARCHES_MAX = 32  # domains, as of containerd
@@ -32,9 +33,9 @@ def _hosts_own(path: str) -> str:
         return ""
 
 
-def write(folder: str, config: Any, hostname: str) -> None:
-    """The files of a pod's folder, by its PodSandboxConfig: without a dns_config resolv.conf is the host's. OSError,
-    InvalidArgument."""
+def write(folder: str, config: Any, hostname: str, maps: Maps | None = None) -> None:
+    """The files of a pod's folder, by its PodSandboxConfig, whose root owns them: without a dns_config resolv.conf is
+    the host's. OSError, InvalidArgument."""
     resolved = resolv_conf(config.dns_config) if config.HasField("dns_config") else ""
     os.makedirs(folder, 0o711, exist_ok=True)
     for name, text in (
@@ -42,4 +43,7 @@ def write(folder: str, config: Any, hostname: str) -> None:
         ("hosts", _hosts_own("/etc/hosts")),
         ("resolv.conf", resolved or _hosts_own(RESOLV_CONF)),
     ):
-        Path(folder, name).write_text(text, errors="surrogateescape")
+        path = Path(folder, name)
+        path.write_text(text, errors="surrogateescape")
+        if maps is not None:
+            maps.own(str(path))

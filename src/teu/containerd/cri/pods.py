@@ -23,7 +23,7 @@ from teu.api.cri.v1 import cri_pb2 as cri
 from teu.api.events import sandbox_pb2 as sandbox_events
 from teu.api.types import sandbox_pb2
 from teu.containerd.core.errors import AlreadyExists, DeadlineExceeded, Error, InvalidArgument, NotFound
-from teu.containerd.cri import checks, files, namespaces
+from teu.containerd.cri import checks, files, namespaces, users
 from teu.containerd.cri.containers import ANSWER_SECONDS, Containers, answered, hostname_of
 from teu.containerd.cri.network import Networks, capabilities
 from teu.containerd.cri.records import NAMESPACE, Pod, Records
@@ -64,6 +64,8 @@ def own_namespaces(config: Any) -> set[str]:
         found |= {"network", "uts"}
     if options.ipc == cri.POD:
         found.add("ipc")
+    if users.maps_of(options) is not None:
+        found.add("user")
     return found
 
 
@@ -161,11 +163,12 @@ class Pods:
     def _prepare(self, pod: Pod, own: set[str]) -> None:
         folder = self._containers.state_of(pod.id)
         hostname = hostname_of(pod.config)
-        files.write(folder, pod.config, hostname)
+        maps = users.maps_of(pod.namespaces)
+        files.write(folder, pod.config, hostname, maps)
         if "ipc" in own:
-            namespaces.make_shared_memory(os.path.join(folder, "shm"))
+            namespaces.make_shared_memory(os.path.join(folder, "shm"), maps)
         paths = {kind: self._containers.namespace_path(pod, kind) for kind in own}
-        namespaces.make(paths, hostname, dict(pod.config.linux.sysctls))
+        namespaces.make(paths, hostname, dict(pod.config.linux.sysctls), maps)
         if pod.network:
             pod.addresses = self._networks.add(pod)
 
@@ -215,7 +218,7 @@ class Pods:
         if pod.attached:
             self._networks.remove(pod, pod.network if namespaces.held(pod.network) else "")
             pod.attached = False
-        for kind in ("network", "ipc", "uts"):
+        for kind in ("network", "ipc", "uts", "user"):
             if path := self._containers.namespace_path(pod, kind):
                 namespaces.drop(path)
         unmount(os.path.join(self._containers.state_of(pod.id), "shm"))

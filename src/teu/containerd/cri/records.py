@@ -104,6 +104,7 @@ class Container:
     stop_signal: str = "TERM"
     user: list[int] = field(default_factory=lambda: [0, 0])  # uid, gid, supplementary groups
     snapshotter: str = ""
+    mapped: bool = False  # whether ids of its image's layers are mapped by the user namespace of its pod
     out_of_memory: bool = False  # the kernel has killed something in it
     listed: tuple[int, bytes] | None = None  # its state, and how it is in a list then
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -130,6 +131,7 @@ class Container:
             "stop_signal",
             "user",
             "snapshotter",
+            "mapped",
         )
         return _packed(
             CONTAINER_EXTENSION,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import socket
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
@@ -18,7 +19,7 @@ from google.protobuf import json_format
 from teu.api.cri.v1 import cri_pb2 as cri
 from teu.containerd.core.errors import Error, FailedPrecondition, InvalidArgument, NotFound, Unimplemented
 from teu.containerd.core.version import advertised
-from teu.containerd.cri import forward, metrics
+from teu.containerd.cri import forward, metrics, namespaces
 from teu.containerd.cri.attach import Attaches
 from teu.containerd.cri.containers import Containers
 from teu.containerd.cri.events import Events
@@ -39,6 +40,8 @@ from teu.containerd.transfer.job import Parts
 from teu.linux import signals
 from teu.oci import jsontext
 from teu.systemd.scope import systemd_is_running
+
+log = logging.getLogger("teu.containerd.cri")
 
 _SIGNALS = frozenset(cri.Signal.keys())
 VERSION = "0.1.0"  # of kubelet's side of the interface, as every runtime answers
@@ -130,6 +133,15 @@ class RuntimeService:
         self._events = events
         self._resizes = Resizes(context, records)
         self._leftovers: asyncio.Task[None] | None = None
+        self._user_namespaces = False  # until `probe` has seen that there are any
+
+    async def probe(self) -> None:
+        """See what this host lets pods have."""
+        folder = os.path.join(self._context.root, "snapshots")
+        found = await asyncio.get_running_loop().run_in_executor(self._context.pool, namespaces.user_obstacle, folder)
+        self._user_namespaces = not found
+        if found:
+            log.info("pods get no user namespaces: %s", found)
 
     def restore(self) -> None:
         """End what clients of an earlier daemon have left; nobody waits for it."""
@@ -162,8 +174,9 @@ class RuntimeService:
         if obstacle:
             network.reason = "NetworkPluginNotReady"
             network.message = f"Network plugin returns error: {obstacle}"
-        answer.runtime_handlers.add(name="", features=cri.RuntimeHandlerFeatures(recursive_read_only_mounts=True))
-        answer.features.supplemental_groups_policy = True
+        features = cri.RuntimeHandlerFeatures(recursive_read_only_mounts=True, user_namespaces=self._user_namespaces)
+        answer.runtime_handlers.add(name="", features=features)
+        answer.features.supplemental_groups_policy = answer.features.mount_options = True
         if request.verbose:
             answer.info["config"] = json.dumps(self._context.config["cri"])
         return answer
@@ -619,6 +632,7 @@ class Cri:
         except OSError as error:  # of TLS, too
             told = f"cri.streaming-address {self._config['streaming-address']}"
             raise FailedPrecondition(f"streams of containers cannot be served: {told}: {error}") from None
+        await self._runtime.probe()
         await self._pods.restore()
         self._runtime.restore()
 

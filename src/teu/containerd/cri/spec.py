@@ -18,6 +18,7 @@ from typing import Any
 from teu.api.cri.v1 import cri_pb2 as cri
 from teu.containerd.core.errors import FailedPrecondition, InvalidArgument
 from teu.containerd.cri.records import Pod
+from teu.containerd.cri.users import Maps
 from teu.linux import apparmor, capabilities
 from teu.linux.trees import walk
 from teu.oci import cdi, defaults, jsontext, runtime_spec
@@ -26,6 +27,7 @@ from teu.oci.seccomp import default_profile
 
 Json = dict[str, Any]
 VERSION = "1.1.0"
+TTY_GROUP = 5  # of terminals, by Debian's and by everybody's /etc/group
 STRICT = ("nosuid", "noexec", "nodev")
 _PREFIX = "io.kubernetes.cri."
 CDI_ANNOTATION = "cdi.k8s.io/"
@@ -78,6 +80,8 @@ class Wanted:
     edits: cdi.Edits = field(default_factory=cdi.Edits)  # what its CDI devices give
     images: Mapping[int, str] = field(default_factory=dict)  # image volumes: number of the mount -> path on the host
 
+    maps: Maps | None = None  # of its pod's user namespace, which is among those to join
+
     @property
     def security(self) -> Any:
         """LinuxContainerSecurityContext."""
@@ -92,12 +96,13 @@ def build(wanted: Wanted) -> Json:
     bounding = capability_set(security)
     mounts, propagation = _mounts(wanted)
     linux: Json = {
-        "namespaces": namespaces(wanted.inside.namespaces, private_cgroup=not security.privileged),
+        "namespaces": namespaces(wanted.inside.namespaces, private_cgroup=not security.privileged or bool(wanted.maps)),
         "resources": resources(config.linux.resources),
         "cgroupsPath": cgroups_path(wanted.pod.config.linux.cgroup_parent, wanted.id),
         "maskedPaths": [] if security.privileged else list(security.masked_paths),
         "readonlyPaths": [] if security.privileged else list(security.readonly_paths),
     }
+    linux |= _mappings(wanted.maps)
     if propagation:
         linux["rootfsPropagation"] = propagation
     nodes, rules = devices(config.devices, privileged=security.privileged)
@@ -122,6 +127,11 @@ def build(wanted: Wanted) -> Json:
     except (cdi.Broken, OSError) as error:
         raise FailedPrecondition(f"CDI device injection failed: {error}") from None
     return spec
+
+
+def _mappings(maps: Maps | None) -> Json:
+    """The members of `linux` by which a runtime knows whose the ids of a joined user namespace are."""
+    return {"uidMappings": maps.uids.json, "gidMappings": maps.gids.json} if maps else {}
 
 
 def device_names(config: Any) -> list[str]:
@@ -421,7 +431,8 @@ def _mounts(wanted: Wanted) -> tuple[list[Json], str]:
     access = "rw" if security.privileged else "ro"
     found = {entry["destination"]: entry for entry in _basic(wanted, access)}
     for where, source in wanted.volumes.items():
-        found[where] = mount(where, "bind", source, "rbind", "rprivate", "rw")
+        # The files are as the image has them.
+        found[where] = {**mount(where, "bind", source, "rbind", "rprivate", "rw"), **_mappings(wanted.maps)}
     own = "ro" if security.readonly_rootfs else "rw"
     for where, source in wanted.inside.files.items():
         found[where] = mount(where, "bind", source, "rbind", "rprivate", own)
@@ -441,10 +452,13 @@ def _mounts(wanted: Wanted) -> tuple[list[Json], str]:
 
 def _basic(wanted: Wanted, access: str) -> list[Json]:
     host_ipc = wanted.inside.namespaces.get("ipc") is None
+    terminals = ["newinstance", "ptmxmode=0666", "mode=0620"]
+    if wanted.maps is None or wanted.maps.gids.length > TTY_GROUP:
+        terminals.append(f"gid={TTY_GROUP}")
     return [
         mount("/proc", "proc", "proc", *STRICT),
         mount("/dev", "tmpfs", "tmpfs", "nosuid", "strictatime", "mode=755", "size=65536k"),
-        mount("/dev/pts", "devpts", "devpts", "nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"),
+        mount("/dev/pts", "devpts", "devpts", "nosuid", "noexec", *terminals),
         mount("/dev/mqueue", "bind", "/dev/mqueue", "rbind", *STRICT)
         if host_ipc
         else mount("/dev/mqueue", "mqueue", "mqueue", *STRICT),
@@ -485,7 +499,15 @@ def _asked(number: int, one: Any, where: str, given: str) -> tuple[Json, str]:
             told = f"{option!r} is none of {', '.join(sorted(BIND_OPTIONS))}"
             raise InvalidArgument(f"config.mounts[{number}].mount_options: {told}")
         options.append(option)
-    return mount(where, "bind", source, *options), of_root
+    entry = mount(where, "bind", source, *options)
+    if one.uidMappings and not one.HasField("image"):  # those of an image's layers are mapped already
+        entry |= {"uidMappings": _ids(one.uidMappings), "gidMappings": _ids(one.gidMappings)}
+    return entry, of_root
+
+
+def _ids(mappings: Iterable[Any]) -> list[Json]:
+    """IDMapping messages as the runtime specification has them."""
+    return [{"containerID": one.container_id, "hostID": one.host_id, "size": one.length} for one in mappings]
 
 
 def _must_be(source: str, told: str, wanted: str) -> None:
@@ -505,7 +527,7 @@ def _must_be(source: str, told: str, wanted: str) -> None:
 # The init of a pod whose containers share their process ids
 
 
-def of_init(program: str, joined: Mapping[str, str]) -> Json:
+def of_init(program: str, joined: Mapping[str, str], maps: Maps | None = None) -> Json:
     """The specification of a pod's init, which does nothing but to be there and to reap."""
     return {
         "ociVersion": VERSION,
@@ -524,6 +546,7 @@ def of_init(program: str, joined: Mapping[str, str]) -> Json:
         ],
         "linux": {
             "namespaces": [*namespaces(joined, private_cgroup=True), {"type": "pid"}],
+            **_mappings(maps),
             "resources": {"devices": defaults.device_rules()},
             "seccomp": default_profile([]),
             "maskedPaths": list(defaults.MASKED_PATHS),
