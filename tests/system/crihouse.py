@@ -192,6 +192,12 @@ class Client:
                 self.remove_pod((pod.id,))
 
 
+def open_ways(daemon: peers.Containerd) -> None:
+    """The root of a user namespace is nobody on the host, and has to come through."""
+    for folder in (daemon.run, daemon.state):
+        folder.chmod(0o711)
+
+
 def launch(daemon: TeuContainerd, folder: Path, more: str = "") -> None:
     """teu-containerd with the CRI."""
     daemon.launch(
@@ -235,6 +241,7 @@ def ours(more: str = "", version: str = "1.0.0") -> Iterator[Client]:
         network = Network(folder, version)
         (folder / "certs.d").mkdir()
         daemon = TeuContainerd()
+        open_ways(daemon)
         client = Client("teu", daemon, folder, network)
         try:
             launch(daemon, folder, more)
@@ -256,6 +263,7 @@ def both() -> Iterator[tuple[Client, Client]]:
         (folder / "certs.d").mkdir()
         (folder / "own").mkdir()
         daemon = TheirContainerd()
+        open_ways(daemon)
         theirs = Client("containerd", daemon, folder / "own", network)
         try:
             daemon.launch_cri(folder)

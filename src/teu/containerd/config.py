@@ -9,6 +9,7 @@ FILE = "/etc/teu/containerd.yaml"
 
 _host_port = matching(r"(\[[0-9A-Fa-f:.]+\]|[^:/\s]+):\d{1,5}", "give HOST:PORT, such as 127.0.0.1:0")
 _path_or_none = matching(r"(/.*)?", "give an absolute path, such as /etc/teu/streaming.crt")
+_program = matching(r"((/\S*)?[^/\s]+)?", "give a program, such as crun or /usr/bin/crun")
 _socket = matching(r"(unix://)?/.+", "give a socket, such as /run/teu/teud.sock")
 
 KEYS = (
@@ -105,6 +106,16 @@ KEYS = (
                 list_of(path),
                 ["/etc/cdi", "/var/run/cdi"],
                 "where files of CDI devices are, the later before the earlier",
+            ),
+            Key(
+                "runtimes",
+                map_of(
+                    section(
+                        Key("binary", _program, "", "program or path of an OCI runtime, such as crun; empty: teu-runc")
+                    )
+                ),
+                {},
+                "runtimes for RuntimeClasses, by their handlers",
             ),
             Key("pinned-images", list_of(text), [], "images that kubelet is never to remove"),
         ),

@@ -17,6 +17,7 @@ from teu.api.services.containers.v1 import containers_pb2
 from teu.containerd.core.errors import DeadlineExceeded, NotFound, ResourceExhausted
 from teu.containerd.cri import containers, events, pods, resize, service
 from teu.containerd.cri.events import Events
+from teu.containerd.cri.handlers import Handlers
 from teu.containerd.cri.records import CONTAINER_EXTENSION, RUNNING, Container, Pod, Records
 from teu.containerd.cri.resize import Resizes, merged
 from teu.containerd.server import rpc
@@ -139,7 +140,7 @@ def test_a_stop_waits_so_long_for_what_is_under_way(context: Context, monkeypatc
     monkeypatch.setattr(containers, "BUSY_SECONDS", 0.05)
     records, pod = pod_of(context)
     container = container_of(context, records, pod)
-    made = containers.Containers(context, records, None)  # type: ignore[arg-type]
+    made = containers.Containers(context, records, None, Handlers({}))  # type: ignore[arg-type]
 
     async def main() -> None:
         async with container.lock:

@@ -66,7 +66,6 @@ def _image_volume(where: str, mount: Any) -> None:
         if mount.image_sub_path:
             raise InvalidArgument(f"{where}.image_sub_path is given without an image")
         return
-    image(mount.image)
     if not mount.image.image:
         raise InvalidArgument(f"{where}.image must name what is to be mounted")
     if mount.host_path:
@@ -80,7 +79,6 @@ def container(config: Any) -> None:
     if not config.HasField("metadata"):
         raise InvalidArgument("container config must include metadata")
     _refuse("config", config, "windows")
-    _refuse("config.image", config.image, "runtime_handler")
     for number, mount in enumerate(config.mounts):
         where = f"config.mounts[{number}]"
         _image_volume(where, mount)
@@ -91,8 +89,3 @@ def container(config: Any) -> None:
     _labels("config.linux.security_context", security.selinux_options)
     if security.HasField("run_as_group") and not (security.HasField("run_as_user") or security.run_as_username):
         raise InvalidArgument(f'user group "{security.run_as_group.value}" is specified without user')
-
-
-def image(spec: Any) -> None:
-    """An ImageSpec. Raises Unimplemented."""
-    _refuse("image", spec, "runtime_handler")

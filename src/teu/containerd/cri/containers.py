@@ -35,6 +35,7 @@ from teu.containerd.core.errors import (
 )
 from teu.containerd.core.messages import Mount
 from teu.containerd.cri import checks, rootfs, spec, users
+from teu.containerd.cri.handlers import Handlers
 from teu.containerd.cri.images import Image, Images
 from teu.containerd.cri.imagevolumes import ImageVolumes
 from teu.containerd.cri.records import (
@@ -113,10 +114,11 @@ async def _settled(container: Container) -> None:
 class Containers:
     """The containers of the namespace k8s.io."""
 
-    def __init__(self, context: Context, records: Records, images: Images) -> None:
+    def __init__(self, context: Context, records: Records, images: Images, handlers: Handlers) -> None:
         self._context = context
         self._records = records
         self._images = images
+        self._handlers = handlers
         self.image_volumes = ImageVolumes(context, images)
         self._devices = cdi.Devices(context.config["cri"]["cdi-spec-dirs"])
         self._creating: dict[str, tuple[Any, asyncio.Task[str]]] = {}  # CreateContainer under way, by the name
@@ -151,6 +153,9 @@ class Containers:
     async def create(self, pod: Pod, config: Any) -> str:
         """A new container of a ready pod; its id. Requests that are equal and overlap are one."""
         checks.container(config)
+        self._handlers.check_container(pod.handler, config)
+        for spec_of in (config.image, *(one.image for one in config.mounts)):
+            self._handlers.named(spec_of.runtime_handler)
         options = config.linux.security_context.namespace_options
         if options.HasField("userns_options") and users.maps_of(options) != users.maps_of(pod.namespaces):
             raise InvalidArgument("user namespace config for sandbox is different from container")
@@ -298,15 +303,16 @@ class Containers:
             snapshot_key=container.id,
             sandbox=container.pod.id,
         )
-        self._fill(record, made)
+        self._fill(record, made, container.pod)
         record.extensions[CONTAINER_EXTENSION].CopyFrom(container.packed())
         self._context.containers.create(NAMESPACE, record)
 
-    def _fill(self, record: Any, made: spec.Json) -> None:
+    def _fill(self, record: Any, made: spec.Json, pod: Pod) -> None:
         record.runtime.name = RUNTIME
         record.runtime.options.type_url = OPTIONS_TYPE
         record.runtime.options.value = oci_pb2.Options(
-            systemd_cgroup="cgroupsPath" in made["linux"] and spec.in_slice(made)
+            binary_name=self._handlers.named(pod.handler).binary,
+            systemd_cgroup="cgroupsPath" in made["linux"] and spec.in_slice(made),
         ).SerializeToString()
         record.spec.type_url, record.spec.value = SPEC_TYPE, json.dumps(made).encode()
 
@@ -513,7 +519,7 @@ class Containers:
             maps.own(folder)
         made["root"]["path"] = folder
         record = containers_pb2.Container(id=self._init_id(pod), labels={KIND_LABEL: "sandbox"}, sandbox=pod.id)
-        self._fill(record, made)
+        self._fill(record, made, pod)
         try:
             self._context.containers.create(NAMESPACE, record)
         except AlreadyExists:

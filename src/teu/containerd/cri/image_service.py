@@ -11,7 +11,7 @@ from typing import Any
 
 from teu.api.cri.v1 import cri_pb2 as cri
 from teu.containerd.core.errors import InvalidArgument
-from teu.containerd.cri import checks
+from teu.containerd.cri.handlers import Handlers
 from teu.containerd.cri.images import Image, Images, user_of
 from teu.containerd.server.rpc import Call
 
@@ -21,8 +21,9 @@ PIECE = 100  # images in each message of a stream
 class ImageService:
     """runtime.v1.ImageService."""
 
-    def __init__(self, images: Images, place: str) -> None:
+    def __init__(self, images: Images, place: str, handlers: Handlers) -> None:
         """`place` is the folder of the snapshots."""
+        self._handlers = handlers
         self._images = images
         self._place = place
 
@@ -56,7 +57,7 @@ class ImageService:
 
     def ImageStatus(self, request: cri.ImageStatusRequest, call: Call) -> cri.ImageStatusResponse:
         """One image, by its id or a name; an answer without one where there is none."""
-        checks.image(request.image)
+        self._handlers.named(request.image.runtime_handler)
         image = self._images.find(request.image.image)
         if image is None:
             return cri.ImageStatusResponse()
@@ -67,12 +68,12 @@ class ImageService:
 
     async def PullImage(self, request: cri.PullImageRequest, call: Call) -> cri.PullImageResponse:
         """Get an image from its registry, and unpack it; its id, by which kubelet knows it from then on."""
-        checks.image(request.image)
+        self._handlers.named(request.image.runtime_handler)
         return cri.PullImageResponse(image_ref=await self._images.pull(request.image.image, request.auth))
 
     def RemoveImage(self, request: cri.RemoveImageRequest, call: Call) -> cri.RemoveImageResponse:
         """Remove an image with all its names, and what only it needed; nothing where there is none."""
-        checks.image(request.image)
+        self._handlers.named(request.image.runtime_handler)
         if not request.image.image:
             raise InvalidArgument("image must name what is to be removed")
         self._images.remove(request.image.image)

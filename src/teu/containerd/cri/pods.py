@@ -22,9 +22,17 @@ from google.protobuf import any_pb2
 from teu.api.cri.v1 import cri_pb2 as cri
 from teu.api.events import sandbox_pb2 as sandbox_events
 from teu.api.types import sandbox_pb2
-from teu.containerd.core.errors import AlreadyExists, DeadlineExceeded, Error, InvalidArgument, NotFound
+from teu.containerd.core.errors import (
+    AlreadyExists,
+    DeadlineExceeded,
+    Error,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+)
 from teu.containerd.cri import checks, files, namespaces, users
 from teu.containerd.cri.containers import ANSWER_SECONDS, Containers, answered, hostname_of
+from teu.containerd.cri.handlers import Handlers
 from teu.containerd.cri.network import Networks, capabilities
 from teu.containerd.cri.records import NAMESPACE, Pod, Records
 from teu.containerd.state import Context
@@ -72,11 +80,14 @@ def own_namespaces(config: Any) -> set[str]:
 class Pods:
     """The pods of the namespace k8s.io."""
 
-    def __init__(self, context: Context, records: Records, networks: Networks, containers: Containers) -> None:
+    def __init__(
+        self, context: Context, records: Records, networks: Networks, containers: Containers, handlers: Handlers
+    ) -> None:
         self._context = context
         self._records = records
         self._networks = networks
         self._containers = containers
+        self._handlers = handlers
         self._running: dict[str, tuple[Any, asyncio.Task[str]]] = {}  # RunPodSandbox under way, by the pod's name
         self._cleaning: asyncio.Task[None] | None = None
 
@@ -98,8 +109,9 @@ class Pods:
     async def run(self, config: Any, handler: str) -> str:
         """A new pod, ready; its id."""
         checks.pod(config)
-        if handler:
-            raise InvalidArgument(f'no runtime for "{handler}" is configured')
+        runtime = self._handlers.named(handler)
+        if users.maps_of(config.linux.security_context.namespace_options) and not runtime.features.id_mapped:
+            raise FailedPrecondition(f'the runtime of "{handler}" has no user namespaces with mapped mounts')
         if len(config.hostname) > _HOSTNAME_MAX:
             raise InvalidArgument(f"config.hostname is longer than {_HOSTNAME_MAX} characters")
         capabilities(config)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import os
 import socket
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
@@ -19,11 +18,12 @@ from google.protobuf import json_format
 from teu.api.cri.v1 import cri_pb2 as cri
 from teu.containerd.core.errors import Error, FailedPrecondition, InvalidArgument, NotFound, Unimplemented
 from teu.containerd.core.version import advertised
-from teu.containerd.cri import forward, metrics, namespaces
+from teu.containerd.cri import forward, metrics
 from teu.containerd.cri.attach import Attaches
 from teu.containerd.cri.containers import Containers
 from teu.containerd.cri.events import Events
 from teu.containerd.cri.execs import Execs
+from teu.containerd.cri.handlers import Handlers
 from teu.containerd.cri.image_service import ImageService
 from teu.containerd.cri.images import Image, Images
 from teu.containerd.cri.network import Networks
@@ -40,8 +40,6 @@ from teu.containerd.transfer.job import Parts
 from teu.linux import signals
 from teu.oci import jsontext
 from teu.systemd.scope import systemd_is_running
-
-log = logging.getLogger("teu.containerd.cri")
 
 _SIGNALS = frozenset(cri.Signal.keys())
 VERSION = "0.1.0"  # of kubelet's side of the interface, as every runtime answers
@@ -117,6 +115,7 @@ class RuntimeService:
         pods: Pods,
         streaming: Streaming,
         events: Events,
+        handlers: Handlers,
     ) -> None:
         self._context = context
         self._records = records
@@ -131,17 +130,9 @@ class RuntimeService:
         self._metrics = metrics.Metrics(context, records, self._stats)
         self._streaming = streaming
         self._events = events
+        self._handlers = handlers
         self._resizes = Resizes(context, records)
         self._leftovers: asyncio.Task[None] | None = None
-        self._user_namespaces = False  # until `probe` has seen that there are any
-
-    async def probe(self) -> None:
-        """See what this host lets pods have."""
-        folder = os.path.join(self._context.root, "snapshots")
-        found = await asyncio.get_running_loop().run_in_executor(self._context.pool, namespaces.user_obstacle, folder)
-        self._user_namespaces = not found
-        if found:
-            log.info("pods get no user namespaces: %s", found)
 
     def restore(self) -> None:
         """End what clients of an earlier daemon have left; nobody waits for it."""
@@ -174,8 +165,10 @@ class RuntimeService:
         if obstacle:
             network.reason = "NetworkPluginNotReady"
             network.message = f"Network plugin returns error: {obstacle}"
-        features = cri.RuntimeHandlerFeatures(recursive_read_only_mounts=True, user_namespaces=self._user_namespaces)
-        answer.runtime_handlers.add(name="", features=features)
+        for handler in self._handlers.all():
+            features = answer.runtime_handlers.add(name=handler.name).features
+            features.recursive_read_only_mounts = handler.features.recursive_read_only
+            features.user_namespaces = self._handlers.has_users(handler)
         answer.features.supplemental_groups_policy = answer.features.mount_options = True
         if request.verbose:
             answer.info["config"] = json.dumps(self._context.config["cri"])
@@ -600,6 +593,7 @@ class Cri:
 
     def __init__(self, context: Context) -> None:
         """Reads nothing yet."""
+        self._context = context
         config = self._config = context.config["cri"]
         parts = Parts(
             content=context.content,
@@ -614,15 +608,24 @@ class Cri:
         records = Records(context.sandboxes, context.containers, events.tell)
         networks = Networks(config["networks"], config["network-plugins"], config["network-timeout"])
         images = Images(parts, context.collector, config["registries"], config["pinned-images"])
-        self._containers = Containers(context, records, images)
-        self._pods = Pods(context, records, networks, self._containers)
+        self._handlers = Handlers(config["runtimes"])
+        self._containers = Containers(context, records, images, self._handlers)
+        self._pods = Pods(context, records, networks, self._containers, self._handlers)
         self._streaming = Streaming(
             config["streaming-address"], config["streaming-certificate"], config["streaming-key"]
         )
         self._runtime = RuntimeService(
-            context, records, networks, images, self._containers, self._pods, self._streaming, events
+            context,
+            records,
+            networks,
+            images,
+            self._containers,
+            self._pods,
+            self._streaming,
+            events,
+            self._handlers,
         )
-        self._images = ImageService(images, os.path.join(context.root, "snapshots"))
+        self._images = ImageService(images, os.path.join(context.root, "snapshots"), self._handlers)
 
     async def restore(self) -> None:
         """Take over what an earlier daemon has left, before anybody asks. FailedPrecondition where streams cannot be
@@ -632,7 +635,8 @@ class Cri:
         except OSError as error:  # of TLS, too
             told = f"cri.streaming-address {self._config['streaming-address']}"
             raise FailedPrecondition(f"streams of containers cannot be served: {told}: {error}") from None
-        await self._runtime.probe()
+        loop, folder = asyncio.get_running_loop(), os.path.join(self._context.root, "snapshots")
+        await loop.run_in_executor(self._context.pool, self._handlers.probe, folder)
         await self._pods.restore()
         self._runtime.restore()
 
