@@ -93,6 +93,7 @@ def test_lists_are_empty(node: Node) -> None:
         ("Exec", {"container_id": "x", "cmd": ["true"], "stdout": True}),
         ("Attach", {"container_id": "x", "stdout": True}),
         ("ExecSync", {"container_id": "x", "cmd": ["true"]}),
+        ("CheckpointContainer", {"container_id": "x", "location": "/x.tar"}),
     ],
 )
 def test_what_is_not_there(node: Node, method: str, fields: dict[str, Any]) -> None:
@@ -114,7 +115,8 @@ def test_what_is_no_request(node: Node, method: str, fields: dict[str, Any]) -> 
 
 
 def test_what_is_to_come(node: Node) -> None:
-    assert node.code("CheckpointContainer", container_id="x") == "UNIMPLEMENTED"
+    for method in ("CheckpointPod", "RestorePod"):
+        assert node.code(method) == "UNIMPLEMENTED"
 
 
 def test_a_listener_leaves_with_the_daemon(tmp_path: Path) -> None:

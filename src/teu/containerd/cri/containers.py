@@ -76,7 +76,7 @@ INIT = "catatonit"
 # In a container's folder of the state, while its task is there.
 STDIN_FIFO, ATTACH_SOCKET = "stdin", "attach"
 # containerd.v1.types.Status
-_TASK_CREATED, _TASK_RUNNING, _TASK_STOPPED = 1, 2, 3
+_TASK_CREATED, _TASK_STOPPED, _TASK_PAUSED = 1, 3, 4
 
 
 def hostname_of(config: Any) -> str:
@@ -395,7 +395,9 @@ class Containers:
                 container.out_of_memory = True
 
     def _watch(self, container: Container) -> None:
-        task = asyncio.create_task(self._wait(container))
+        self._keep(asyncio.create_task(self._wait(container)))
+
+    def _keep(self, task: asyncio.Task[None]) -> None:
         self._watches.add(task)
         task.add_done_callback(self._watches.discard)
 
@@ -559,11 +561,21 @@ class Containers:
         if process.status == _TASK_CREATED:
             await self._drop_task(container.id)  # nobody was told that it has started
             return
+        if process.status == _TASK_PAUSED:
+            # Nobody else waits for a shim that still saves it.
+            self._keep(asyncio.create_task(self._thaw(container)))
         if container.state == CREATED:
             container.started = time.time_ns()
         container.state = RUNNING
         await self._thread(self._records.save_container, container)
         self._watch(container)
+
+    async def _thaw(self, container: Container) -> None:
+        """Only a checkpoint freezes a container; the daemon that made it has ended before it let it go on."""
+        try:
+            await answered(self._context.tasks.resume(NAMESPACE, container.id), ANSWER_SECONDS)
+        except Error as error:
+            log.error("container %s stays frozen by a checkpoint: %s", container.id, error.message)
 
     def close(self) -> None:
         """The daemon ends, its containers do not."""

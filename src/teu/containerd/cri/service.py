@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """runtime.v1.RuntimeService: `pods` and `containers` on the wire. Made by `daemon`, where the configuration has it.
 
-What it does not have answers UNIMPLEMENTED: checkpoints.
+What it does not have answers UNIMPLEMENTED: checkpoints of whole pods.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from teu.containerd.core.errors import Error, FailedPrecondition, InvalidArgumen
 from teu.containerd.core.version import advertised
 from teu.containerd.cri import forward, metrics
 from teu.containerd.cri.attach import Attaches
+from teu.containerd.cri.checkpoint import Checkpointer
 from teu.containerd.cri.containers import Containers
 from teu.containerd.cri.events import Events
 from teu.containerd.cri.execs import Execs
@@ -125,6 +126,7 @@ class RuntimeService:
         self._pods = pods
         self._execs = Execs(context, containers)
         self._attaches = Attaches(context, containers)
+        self._checkpointer = Checkpointer(context)
         self._stats = Stats(context)
         self._pod_stats = PodStats(context, records, self._stats)
         self._metrics = metrics.Metrics(context, records, self._stats)
@@ -382,6 +384,16 @@ class RuntimeService:
             flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
             os.close(os.open(container.log_path, flags, 0o640))
         return cri.ReopenContainerLogResponse()
+
+    async def CheckpointContainer(
+        self, request: cri.CheckpointContainerRequest, call: Call
+    ) -> cri.CheckpointContainerResponse:
+        """Save a container into a file of `location`; it runs on. NOT_FOUND, and FAILED_PRECONDITION for one that
+        cannot be saved."""
+        container = self._records.container(request.container_id)
+        status = await self._container_status(container)
+        await self._checkpointer.save(container, status, request.location, request.timeout)
+        return cri.CheckpointContainerResponse()
 
     async def ContainerStats(self, request: cri.ContainerStatsRequest, call: Call) -> cri.ContainerStatsResponse:
         """What a container uses. NOT_FOUND."""
