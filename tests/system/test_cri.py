@@ -22,6 +22,7 @@ from taskhouse import TeuContainerd
 
 from teu.api.cri.v1 import cri_pb2 as cri
 from teu.api.cri.v1 import cri_pb2_grpc
+from teu.api.services.tasks.v1 import tasks_pb2, tasks_pb2_grpc
 
 pytestmark = [pytest.mark.needs("containerd", "ctr", "systemd"), pytest.mark.timeout(300)]
 
@@ -804,3 +805,50 @@ def test_containerds_clients_see_the_same() -> None:
         info = json.loads(one.daemon("-n", "k8s.io", "containers", "info", id))
         assert info["Labels"]["io.cri-containerd.kind"] == "container"
         assert info["Spec"]["annotations"]["io.kubernetes.cri.sandbox-id"] == pod[0]
+
+
+def test_cadvisor_finds_the_network_of_a_pod() -> None:
+    with crihouse.ours() as one:
+        parent = "teutest-podseen.slice"
+        place = Path(f"/sys/fs/cgroup/teutest.slice/{parent}")
+
+        def stands_for(pod: Any) -> int:
+            """The process that cAdvisor reads the counters of, or 0."""
+            with grpc.insecure_channel(f"unix:{one.daemon.address}") as channel:
+                stub = tasks_pb2_grpc.TasksStub(channel)
+                asked = tasks_pb2.GetRequest(container_id=pod[0])
+                try:
+                    return int(stub.Get(asked, metadata=[("containerd-namespace", "k8s.io")], timeout=30).process.pid)
+                except grpc.RpcError as error:
+                    assert error.code() == grpc.StatusCode.NOT_FOUND
+                    return 0
+
+        def network_of(pid: int) -> tuple[int, int]:
+            found = os.stat(f"/proc/{pid}/ns/net")
+            return found.st_dev, found.st_ino
+
+        pod = one.run_pod("seen", linux={"cgroup_parent": parent})
+        info = json.loads(one.daemon("-n", "k8s.io", "containers", "info", pod[0]))
+        assert info["Labels"]["io.cri-containerd.kind"] == "sandbox" and info["Labels"]["app"] == "seen"
+        assert info["Spec"]["annotations"]["io.kubernetes.cri.container-type"] == "sandbox"
+        told = json.loads(one.call("PodSandboxStatus", pod_sandbox_id=pod[0], verbose=True).info["info"])
+        own = os.stat(told["netns"])
+        scope = place / f"cri-containerd-{pod[0]}.scope"
+        assert stands_for(pod) == 0 and not scope.exists()
+        first = one.run_container(pod, "first", ["sleep", "1000"])
+        assert network_of(stands_for(pod)) == (own.st_dev, own.st_ino) and scope.is_dir()
+        one.run_container(pod, "second", ["sleep", "1000"])
+        before = stands_for(pod)
+        one.call("StopContainer", container_id=first, timeout=0)
+        peers.wait_until(lambda: stands_for(pod) not in (0, before), "another takes its place")
+        assert network_of(stands_for(pod)) == (own.st_dev, own.st_ino) and scope.is_dir()
+        one.daemon.kill()
+        assert isinstance(one.daemon, crihouse.TeuContainerd)
+        crihouse.launch(one.daemon, one.folder)
+        one.connect()
+        assert network_of(stands_for(pod)) == (own.st_dev, own.st_ino) and scope.is_dir()
+        assert "eth0" in Path(f"/proc/{stands_for(pod)}/net/dev").read_text()
+        one.call("StopPodSandbox", pod_sandbox_id=pod[0])
+        assert stands_for(pod) == 0 and not scope.exists()
+        one.call("RemovePodSandbox", pod_sandbox_id=pod[0])
+        assert pod[0] not in one.daemon("-n", "k8s.io", "containers", "ls", "-q")

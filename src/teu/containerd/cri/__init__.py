@@ -16,6 +16,6 @@ extension of its record there; the rest is in files:
 
 A field that is not implemented is refused, see `checks`. The modules, from the roof down: `service` and `image_service`
 (the wire), `streaming` (HTTP for exec, attach and port-forward) over `spdy`, `websocket` and `pipes`; `pods`, `attach`,
-`execs`, `forward`, `resize`, `podstats`, `containers`, `checkpoint`, `stats`, `imagevolumes`, `images`, `network`,
-`rootfs`, `spec`, `handlers`, `namespaces`, `files`, `events`, `records`, `checks`, `users`.
+`execs`, `forward`, `resize`, `containers`, `cadvisor`, `podstats`, `checkpoint`, `stats`, `imagevolumes`, `images`,
+`network`, `rootfs`, `spec`, `handlers`, `namespaces`, `files`, `events`, `records`, `checks`, `users`.
 """

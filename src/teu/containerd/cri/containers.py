@@ -35,6 +35,7 @@ from teu.containerd.core.errors import (
 )
 from teu.containerd.core.messages import Mount
 from teu.containerd.cri import checks, rootfs, spec, users
+from teu.containerd.cri.cadvisor import StandIns
 from teu.containerd.cri.handlers import Handlers
 from teu.containerd.cri.images import Image, Images
 from teu.containerd.cri.imagevolumes import ImageVolumes
@@ -61,7 +62,6 @@ from teu.oci.labels import expiring
 log = logging.getLogger("teu.containerd.cri")
 T = TypeVar("T")
 
-SPEC_TYPE = "types.containerd.io/opencontainers/runtime-spec/1/Spec"
 OPTIONS_TYPE = "containerd.runc.v1.Options"
 # containerd's own: kubelet and people know these.
 START_FAILED, UNKNOWN_EXIT = 128, 255
@@ -120,6 +120,7 @@ class Containers:
         self._images = images
         self._handlers = handlers
         self.image_volumes = ImageVolumes(context, images)
+        self.stand_ins = StandIns(context)
         self._devices = cdi.Devices(context.config["cri"]["cdi-spec-dirs"])
         self._creating: dict[str, tuple[Any, asyncio.Task[str]]] = {}  # CreateContainer under way, by the name
         self._watches: set[asyncio.Task[None]] = set()
@@ -314,7 +315,7 @@ class Containers:
             binary_name=self._handlers.named(pod.handler).binary,
             systemd_cgroup="cgroupsPath" in made["linux"] and spec.in_slice(made),
         ).SerializeToString()
-        record.spec.type_url, record.spec.value = SPEC_TYPE, json.dumps(made).encode()
+        record.spec.type_url, record.spec.value = spec.TYPE, json.dumps(made).encode()
 
     def _clear(self, container: Container) -> None:
         """Remove what belongs to a container besides its record."""
@@ -342,7 +343,7 @@ class Containers:
                 mounts = await self._thread(self._root_mounts, container)
                 await self._context.tasks.create(NAMESPACE, container.id, stdio, mounts=mounts)
                 container.started = time.time_ns()  # an end that comes at once is not before it
-                await self._context.tasks.start(NAMESPACE, container.id)
+                pid = await self._context.tasks.start(NAMESPACE, container.id)
             except (Error, OSError) as error:
                 await self._drop_task(container.id)
                 text = error.message if isinstance(error, Error) else str(error)
@@ -352,6 +353,7 @@ class Containers:
             container.state = RUNNING
             await self._thread(self._records.save_container, container)
             self._records.tell(cri.CONTAINER_STARTED_EVENT, container.pod, container)
+            await self._thread(self.stand_ins.started, container, pid)
             self._watch(container)
 
     def _root_mounts(self, container: Container) -> list[Mount]:
@@ -425,6 +427,7 @@ class Containers:
             if container.out_of_memory and ended.status == 128 + signal.SIGKILL:
                 container.reason = "OOMKilled"
         container.state = EXITED
+        await self._thread(self.stand_ins.ended, container)
         await self._thread(self._records.save_container, container)
         container.ended.set()
         self._records.tell(cri.CONTAINER_STOPPED_EVENT, container.pod, container)
@@ -568,6 +571,7 @@ class Containers:
             container.started = time.time_ns()
         container.state = RUNNING
         await self._thread(self._records.save_container, container)
+        await self._thread(self.stand_ins.started, container, process.pid)
         self._watch(container)
 
     async def _thaw(self, container: Container) -> None:

@@ -145,6 +145,7 @@ class Pods:
             pod.attached = True  # from now on, for what anybody knows
         try:
             record = await self._thread(self._records.create_pod, pod, self._spec(pod))
+            await self._thread(self._containers.stand_ins.create, pod)
             shim = asyncio.create_task(self._start(pod, record))
             try:
                 await self._thread(self._prepare, pod, own)
@@ -238,6 +239,7 @@ class Pods:
 
     def _forget(self, pod: Pod) -> None:
         discard_tree(self._containers.state_of(pod.id))
+        self._containers.stand_ins.delete(pod)
         self._records.drop_pod(pod)
 
     async def stop(self, id: str) -> None:
@@ -297,6 +299,7 @@ class Pods:
         """Take over what an earlier daemon has left. A pod that cannot be taken over is logged, and stays for kubelet
         to remove it."""
         halves = await self._thread(self._records.load)
+        await self._thread(self._containers.stand_ins.clear, list(self._records.pods.values()))
         await self._containers.restore()
         for pod in self._records.pods.values():
             if not pod.stopped and not self.ready(pod):

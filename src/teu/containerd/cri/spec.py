@@ -27,6 +27,7 @@ from teu.oci.seccomp import default_profile
 
 Json = dict[str, Any]
 VERSION = "1.1.0"
+TYPE = "types.containerd.io/opencontainers/runtime-spec/1/Spec"
 TTY_GROUP = 5  # of terminals, by Debian's and by everybody's /etc/group
 STRICT = ("nosuid", "noexec", "nodev")
 _PREFIX = "io.kubernetes.cri."
@@ -145,15 +146,22 @@ def device_names(config: Any) -> list[str]:
 
 def notes(wanted: Wanted) -> dict[str, str]:
     """By which other tools know whose container it is."""
-    of = wanted.pod.config.metadata
     return {
-        f"{_PREFIX}container-type": "container",
-        f"{_PREFIX}sandbox-id": wanted.pod.id,
+        **sandbox_notes(wanted.pod, "container"),
+        f"{_PREFIX}container-name": wanted.config.metadata.name,
+        f"{_PREFIX}image-name": wanted.image_name,
+    }
+
+
+def sandbox_notes(pod: Pod, kind: str) -> dict[str, str]:
+    """The part of them that says of which pod it is; `kind` is what it is there: container or sandbox."""
+    of = pod.config.metadata
+    return {
+        f"{_PREFIX}container-type": kind,
+        f"{_PREFIX}sandbox-id": pod.id,
         f"{_PREFIX}sandbox-name": of.name,
         f"{_PREFIX}sandbox-namespace": of.namespace,
         f"{_PREFIX}sandbox-uid": of.uid,
-        f"{_PREFIX}container-name": wanted.config.metadata.name,
-        f"{_PREFIX}image-name": wanted.image_name,
     }
 
 
