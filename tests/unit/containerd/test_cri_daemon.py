@@ -114,6 +114,13 @@ def test_what_is_no_request(node: Node, method: str, fields: dict[str, Any]) -> 
     assert node.code(method, **fields) == "INVALID_ARGUMENT"
 
 
+def test_a_registry_that_does_not_answer(node: Node) -> None:
+    with pytest.raises(grpc.RpcError) as caught:
+        node.call("PullImage", image={"image": "127.0.0.1:9/x:1"})  # where nobody listens
+    assert caught.value.code() == grpc.StatusCode.UNKNOWN
+    assert caught.value.details().startswith("RegistryUnavailable: ")
+
+
 def test_what_is_to_come(node: Node) -> None:
     for method in ("CheckpointPod", "RestorePod"):
         assert node.code(method) == "UNIMPLEMENTED"

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from teu.api.cri.v1 import cri_pb2 as cri
-from teu.containerd.core.errors import InvalidArgument
+from teu.containerd.core.errors import InvalidArgument, Unavailable, Unknown
 from teu.containerd.cri.handlers import Handlers
 from teu.containerd.cri.images import Image, Images, user_of
 from teu.containerd.server.rpc import Call
@@ -67,9 +67,13 @@ class ImageService:
         return cri.ImageStatusResponse(image=self._message(image), info=info)
 
     async def PullImage(self, request: cri.PullImageRequest, call: Call) -> cri.PullImageResponse:
-        """Get an image from its registry, and unpack it; its id, by which kubelet knows it from then on."""
+        """Get an image from its registry, and unpack it; its id, by which kubelet knows it from then on. Of a registry
+        that does not answer kubelet reads in the text of an error without a code."""
         self._handlers.named(request.image.runtime_handler)
-        return cri.PullImageResponse(image_ref=await self._images.pull(request.image.image, request.auth))
+        try:
+            return cri.PullImageResponse(image_ref=await self._images.pull(request.image.image, request.auth))
+        except Unavailable as error:
+            raise Unknown(f"RegistryUnavailable: {error.message}") from None
 
     def RemoveImage(self, request: cri.RemoveImageRequest, call: Call) -> cri.RemoveImageResponse:
         """Remove an image with all its names, and what only it needed; nothing where there is none."""
