@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pods of a RuntimeClass: the real runc and crun, by runtime handlers, under the shims of our own pods."""
+"""Pods of a RuntimeClass: the real runc and crun, by runtime handlers, under the shims of our own pods and under
+containerd's own shim."""
 
 from __future__ import annotations
 
@@ -17,10 +18,17 @@ from teu.api.cri.v1 import cri_pb2 as cri
 
 pytestmark = [pytest.mark.needs("containerd", "ctr", "systemd", "runc", "crun"), pytest.mark.timeout(300)]
 
-RUNTIMES = (
-    "  runtimes:\n    runc: {binary: runc}\n    crun: {binary: crun}\n    teu: {}\n    gone: {binary: /no/such}\n"
-)
-HANDLERS = ["runc", "crun", "teu"]
+SHIM = "io.containerd.runc.v2"
+RUNTIMES = f"""  runtimes:
+    runc: {{binary: runc}}
+    crun: {{binary: crun}}
+    teu: {{}}
+    shim-runc: {{shim: {SHIM}}}
+    shim-crun: {{shim: {SHIM}, binary: crun}}
+    gone: {{binary: /no/such}}
+"""
+OTHERS = ["shim-runc", "shim-crun"]
+HANDLERS = ["runc", "crun", "teu", *OTHERS]
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +50,7 @@ def test_handlers_are_told(one: Client) -> None:
         says = json.loads(peers.run(name, "features").stdout)
         assert told[name].recursive_read_only_mounts == ("rro" in says["mountOptions"])
     assert told["teu"] == told[""]
+    assert not told["shim-runc"].user_namespaces
     assert one.refused("RunPodSandbox", config=one.pod_config("x"), runtime_handler="gone")[0] == "FAILED_PRECONDITION"
 
 
@@ -57,7 +66,7 @@ def test_a_whole_life(one: Client, handler: str) -> None:
     peers.wait_until(lambda: one.log(pod, "c") == [("stdout", "F", "out")], "the line")
     done = one.exec(id, "sh", "-c", "hostname; exit 3")
     assert (done.stdout, done.exit_code) == (f"host-life-{handler}\n".encode(), 3)
-    assert one.exec(id, "cat", "/proc/1/cmdline").stdout.startswith(b"sh")
+    assert one.exec(id, "cat", "/proc/1/cmdline").stdout == b"sleep\0001000\0"
     unit = f"cri-containerd-{id}.scope"
     assert peers.run("systemctl", "is-active", unit).stdout.strip() == "active"
     assert one.call("ContainerStats", container_id=id).stats.attributes.id == id
@@ -101,3 +110,94 @@ def test_pods_outlive_the_daemon(handler: str) -> None:
         one.connect()
         assert one.exec(id, "echo", "there").stdout == b"there\n"
         one.remove_pod(pod)
+
+
+# Those of another shim
+
+
+def processes_of(id: str) -> list[str]:
+    """The command lines of processes that belong to a container's folder."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = path.read_bytes().decode(errors="replace").replace("\0", " ")
+        except OSError:
+            continue
+        if f"cri/{id}" in words:
+            found.append(words)
+    return found
+
+
+@pytest.mark.parametrize("handler", OTHERS)
+def test_another_shim_serves_the_containers_of_a_pod(one: Client, handler: str) -> None:
+    pod = run_pod(one, f"another-{handler}", handler)
+    ids = [one.run_container(pod, name, ["sleep", "1000"]) for name in ("a", "b")]
+    scope = f"teu-pod-{pod[0][:12]}.scope"
+    tree = peers.run("systemctl", "status", "--no-pager", scope, code=None).stdout
+    assert tree.count("containerd-shim-runc-v2") == 1 and tree.count("cri-log") == 2
+    assert all(one.exec(id, "echo", "there").stdout == b"there\n" for id in ids)
+    one.call("StopContainer", container_id=ids[0], timeout=0)
+    peers.wait_until(lambda: not processes_of(ids[0]), "its log is written")
+    one.call("RemoveContainer", container_id=ids[0])
+    assert one.status(ids[1]).state == cri.CONTAINER_RUNNING
+    one.remove_pod(pod)
+    peers.wait_until(lambda: "inactive" in peers.run("systemctl", "is-active", scope, code=None).stdout, "it goes")
+    assert not processes_of(ids[1])
+
+
+@pytest.mark.parametrize("handler", OTHERS)
+def test_every_line_is_there_when_it_has_ended(one: Client, handler: str) -> None:
+    pod = run_pod(one, f"lines-{handler}", handler)
+    script = "n=0; while [ $n -lt 2000 ]; do n=$((n+1)); echo $n; done; printf end; exit 5"
+    for tty in (False, True):
+        id = one.run_container(pod, f"c{tty}", ["sh", "-c", script], tty=tty)
+        assert one.ended(id).exit_code == 5
+        found = [text.strip() for _, _, text in one.log(pod, f"c{tty}")]
+        assert found == [*map(str, range(1, 2001)), "end"]
+    one.remove_pod(pod)
+
+
+@pytest.mark.parametrize("handler", OTHERS)
+def test_it_talks_on_while_the_daemon_is_away(handler: str) -> None:
+    with crihouse.ours(RUNTIMES) as one:
+        pod = run_pod(one, "talks", handler)
+        script = "n=0; while true; do n=$((n+1)); echo line $n; sleep 0.01; done"
+        id = one.run_container(pod, "talks", ["sh", "-c", script])
+        one.daemon.kill()
+        before = len(one.log(pod, "talks"))
+        peers.wait_until(lambda: len(one.log(pod, "talks")) > before + 20, "it talks on")
+        path = Path(pod[1].log_directory, "talks.log")
+        assert isinstance(one.daemon, crihouse.TeuContainerd)
+        crihouse.launch(one.daemon, one.folder, RUNTIMES)
+        one.connect()
+        assert one.status(id).state == cri.CONTAINER_RUNNING
+        old = path.with_suffix(".old")
+        path.rename(old)
+        one.call("ReopenContainerLog", container_id=id)
+        peers.wait_until(lambda: path.stat().st_size > 500, "it goes on in the new file")
+        one.call("StopContainer", container_id=id, timeout=0)
+        texts = [line.split(" ", 3)[3] for line in (old.read_text() + path.read_text()).splitlines()]
+        numbers = [int(text.split()[1]) for text in texts]
+        assert numbers == list(range(1, len(numbers) + 1))
+        one.remove_pod(pod)
+
+
+def test_a_program_that_is_not_there_leaves_nothing(one: Client) -> None:
+    pod = run_pod(one, "nosuch", "shim-runc")
+    id = one.create(pod, "c", ["/no/such/program"])
+    assert "no such file or directory" in one.refused("StartContainer", container_id=id)[1]
+    assert one.status(id).reason == "StartError"
+    peers.wait_until(lambda: not processes_of(id), "nobody waits for its output")
+    one.remove_pod(pod)
+
+
+def test_another_shim_that_is_killed(one: Client) -> None:
+    pod = run_pod(one, "killed", "shim-runc")
+    id = one.run_container(pod, "c", ["sleep", "1000"])
+    procs = Path(f"/sys/fs/cgroup/teu.slice/teu-pod-{pod[0][:12]}.scope/shim/cgroup.procs")
+    for pid in procs.read_text().split():
+        if b"containerd-shim-runc-v2" in Path(f"/proc/{pid}/cmdline").read_bytes():
+            peers.run("kill", "-9", pid)
+    assert one.ended(id).exit_code in (137, 255)
+    one.remove_pod(pod)
+    assert not processes_of(id)

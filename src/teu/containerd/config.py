@@ -10,6 +10,7 @@ FILE = "/etc/teu/containerd.yaml"
 _host_port = matching(r"(\[[0-9A-Fa-f:.]+\]|[^:/\s]+):\d{1,5}", "give HOST:PORT, such as 127.0.0.1:0")
 _path_or_none = matching(r"(/.*)?", "give an absolute path, such as /etc/teu/streaming.crt")
 _program = matching(r"((/\S*)?[^/\s]+)?", "give a program, such as crun or /usr/bin/crun")
+_shim = matching(r"(/\S+|\w+(\.[\w-]+)+)?", "give a runtime's name, such as io.containerd.runc.v2")
 _socket = matching(r"(unix://)?/.+", "give a socket, such as /run/teu/teud.sock")
 
 KEYS = (
@@ -111,7 +112,8 @@ KEYS = (
                 "runtimes",
                 map_of(
                     section(
-                        Key("binary", _program, "", "program or path of an OCI runtime, such as crun; empty: teu-runc")
+                        Key("binary", _program, "", "program or path of an OCI runtime, such as crun; empty: teu-runc"),
+                        Key("shim", _shim, "", "another shim than the pods', with containerd's options for runc"),
                     )
                 ),
                 {},

@@ -48,6 +48,8 @@ class LogFile:
             os.makedirs(os.path.dirname(path), 0o755, exist_ok=True)
             self._open()
         self._streams: list[LogStream] = []
+        # done when the last of the pipes has come to its end
+        self.ended = Future()
         self._audience: Audience | None = None
         # done when those who look on have got everything
         self.drained = Future()
@@ -72,8 +74,12 @@ class LogFile:
         """The write end of a new pipe whose lines are of that stream."""
         source, sink = os.pipe2(os.O_CLOEXEC)
         os.set_blocking(source, False)
-        self._streams.append(LogStream(self, len(self._streams) + 1, name.encode(), source))
+        self.read_from(name, source)
         return sink
+
+    def read_from(self, name: str, source: int) -> None:
+        """Take lines of that stream out of a pipe, which does not block and is closed here."""
+        self._streams.append(LogStream(self, len(self._streams) + 1, name.encode(), source))
 
     def start(self, loop: Loop) -> None:
         """From now on the output is written."""
@@ -85,6 +91,11 @@ class LogFile:
     def _hold(self, held: bool) -> None:
         for stream in self._streams:
             stream.hold(held)
+
+    def closed(self) -> None:
+        """One of the pipes has come to its end."""
+        if not any(stream.open for stream in self._streams):
+            self.ended.set()
 
     def tell(self, stream: int, data: bytes) -> None:
         """Hand on what was read, to those who look on."""
@@ -205,6 +216,12 @@ class LogStream:
             head = b"%s %s " % (timestamp(time.time_ns()), self._name)
             self._file.write(b"%sP %s\n" % (head, self._rest))
             self._rest = b""
+        self._file.closed()
+
+    @property
+    def open(self) -> bool:
+        """Whether something may still come."""
+        return self._source >= 0
 
     def end(self) -> None:
         """Write what is in the pipe, and no more; nothing of an output that was never started."""

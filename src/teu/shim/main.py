@@ -4,6 +4,7 @@
     containerd-shim-teu-v2 -namespace NS -id ID -address GRPC start     makes a shim; prints its address
     containerd-shim-teu-v2 -namespace NS -id ID -bundle DIR delete      cleans up after a dead shim
     containerd-shim-teu-v2 -info                                        describes the runtime
+    containerd-shim-teu-v2 -bundle DIR cri-log                          writes the log of another shim's container
     containerd-shim-teu-v2 -namespace NS -id ID -address GRPC           serves (on -socket, or descriptor 3)
 
 `start` runs in the bundle's folder.  TTRPC_ADDRESS is where events go, MAX_SHIM_VERSION says that
@@ -114,6 +115,10 @@ def main() -> int:
             from teu.shim import zygote  # 4 ms and 0.2 MB
 
             return zygote.main()
+        if action == "cri-log":
+            from teu.shim import criwriter  # 3 ms and 0.1 MB
+
+            return criwriter.main(flags["bundle"])
         if flags["info"]:
             from teu.shim import cleanup  # 2 ms and 0.1 MB
 

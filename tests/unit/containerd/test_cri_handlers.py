@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,10 @@ from teu.api.cri.v1 import cri_pb2 as cri
 from teu.api.cri.v1 import cri_pb2_grpc
 from teu.config import ConfigError, load
 from teu.containerd.config import KEYS
-from teu.containerd.core.errors import FailedPrecondition, InvalidArgument
+from teu.containerd.core.errors import FailedPrecondition, InvalidArgument, Unavailable
+from teu.containerd.cri import handlers, shims
 from teu.containerd.cri.handlers import Features, Handlers, read_features
+from teu.containerd.cri.records import Pod
 
 BOTH = {"mountOptions": ["ro", "rro"], "linux": {"mountExtensions": {"idmap": {"enabled": True}}}}
 
@@ -28,6 +31,11 @@ def runtime(folder: Path, told: str, name: str = "runtime", code: int = 0) -> st
     program.write_text(f'#!/bin/sh\n[ "$1" = features ] || exit 9\ncat {folder}/{name}.told\nexit {code}\n')
     program.chmod(0o755)
     return str(program)
+
+
+def configured(**handlers: tuple[str, str]) -> dict[str, dict[str, str]]:
+    """As the configuration has them: the program and the shim, by the handler's name."""
+    return {name: {"binary": binary, "shim": shim} for name, (binary, shim) in handlers.items()}
 
 
 @pytest.mark.parametrize(
@@ -53,7 +61,7 @@ def test_a_runtime_that_fails(tmp_path: Path) -> None:
 
 def test_handlers(tmp_path: Path) -> None:
     whole, old = runtime(tmp_path, json.dumps(BOTH), "whole"), runtime(tmp_path, "{}", "old")
-    found = Handlers({"w": {"binary": whole}, "o": {"binary": old}, "own": {"binary": ""}, "x": {"binary": "/no/such"}})
+    found = Handlers(configured(w=(whole, ""), o=(old, ""), own=("", ""), x=("/no/such", "")))
     found.probe("/proc")  # where no ids can be mapped
     assert [one.name for one in found.all()] == ["", "own", "o", "w"]
     assert found.named("w").binary == whole and found.named("").binary == found.named("own").binary == ""
@@ -67,8 +75,24 @@ def test_handlers(tmp_path: Path) -> None:
         found.named("x")
 
 
+def test_handlers_of_other_shims(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, shim = runtime(tmp_path, json.dumps(BOTH), "runc"), runtime(tmp_path, "", "shim")
+    monkeypatch.setattr(handlers, "_FOLDERS", str(tmp_path))
+    found = Handlers(configured(a=("", shim), b=(whole, shim), c=("", "io.containerd.nosuch.v2"), d=("crun", shim)))
+    found.probe("/proc")
+    assert [(one.name, one.binary, one.shim) for one in found.all()] == [
+        ("", "", ""),
+        ("a", whole, shim),
+        ("b", whole, shim),
+    ]
+    assert found.named("a").features == Features(True, False)
+    for name, told in (("c", "runc by io.containerd.nosuch.v2"), ("d", f"crun by {shim}")):
+        with pytest.raises(FailedPrecondition, match=f"is not there: {told}"):
+            found.named(name)
+
+
 def test_read_only_mounts_that_a_runtime_cannot_make(tmp_path: Path) -> None:
-    found = Handlers({"o": {"binary": runtime(tmp_path, "{}")}})
+    found = Handlers(configured(o=(runtime(tmp_path, "{}"), "")))
     found.probe("/proc")
     config = cri.ContainerConfig(mounts=[{"readonly": True}, {"readonly": True, "recursive_read_only": True}])
     found.check_container("", config)
@@ -86,6 +110,40 @@ def test_programs_that_are_none(tmp_path: Path, binary: str) -> None:
         load(file, KEYS)
 
 
+@pytest.mark.parametrize("shim", ["a b", "io..x", "x/y", "."])
+def test_shims_that_are_none(tmp_path: Path, shim: str) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text(f'cri: {{runtimes: {{x: {{shim: "{shim}"}}}}}}\n')
+    with pytest.raises(ConfigError, match="such as io.containerd.runc.v2"):
+        load(file, KEYS)
+
+
+def test_the_log_of_another_shims_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = Path(__file__).resolve().parents[3] / "bin/containerd-shim-teu-v2"
+    monkeypatch.setattr(shims, "find_binary", lambda _name: str(program))
+    folder, log = tmp_path / "state", tmp_path / "logs/0.log"
+    folder.mkdir()
+    pod = Pod("p" * 64, cri.PodSandboxConfig())
+    for _ in range(2):  # the second finds what a daemon has left that ended meanwhile
+        told = shims.streams(str(folder), pod, str(log), "", terminal=False)
+        assert (told.stdout, told.stderr) == (str(folder / "stdout"), str(folder / "stderr"))
+        assert shims.still_writes(str(folder)) and log.read_bytes() == b""
+    with open(told.stdout, "wb") as out, open(told.stderr, "wb"):
+        out.write(b"line\n")
+    deadline = time.monotonic() + 20
+    while shims.still_writes(str(folder)):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert log.read_bytes().endswith(b" stdout F line\n")
+    assert not shims.let_go(str(folder))
+    terminal = shims.streams(str(folder), pod, "", "/in", terminal=True)
+    assert (terminal.stdin, terminal.stderr) == ("/in", "") and terminal.terminal
+    assert shims.let_go(str(folder))
+    monkeypatch.setattr(shims, "find_binary", lambda _name: "/no/such")
+    with pytest.raises(Unavailable, match="nobody can write"):
+        shims.streams(str(folder), pod, "", "", terminal=True)
+
+
 def test_a_node_with_handlers(tmp_path: Path) -> None:
     old = runtime(tmp_path, "{}")
     more = f"  runtimes:\n    old: {{binary: {old}}}\n    runc: {{}}\n    gone: {{binary: /no/such}}\n"
@@ -93,10 +151,10 @@ def test_a_node_with_handlers(tmp_path: Path) -> None:
     try:
         with daemon.channel() as channel:
             stub = cri_pb2_grpc.RuntimeServiceStub(channel)
-            handlers = {one.name: one.features for one in stub.Status(cri.StatusRequest()).runtime_handlers}
-            assert set(handlers) == {"", "runc", "old"}
-            assert handlers["runc"].recursive_read_only_mounts and not handlers["old"].recursive_read_only_mounts
-            assert not handlers["old"].user_namespaces
+            told = {one.name: one.features for one in stub.Status(cri.StatusRequest()).runtime_handlers}
+            assert set(told) == {"", "runc", "old"}
+            assert told["runc"].recursive_read_only_mounts and not told["old"].recursive_read_only_mounts
+            assert not told["old"].user_namespaces
 
             def refused(handler: str, **options: Any) -> str:
                 config = cri.PodSandboxConfig(metadata={"name": "p"})

@@ -10,12 +10,12 @@ extension of its record there; the rest is in files:
 
     STATE/cri/POD/              hosts, hostname, resolv.conf, shm (a tmpfs); ipc, uts and user (namespaces)
     STATE/cri/POD/images/ID     an image that containers of the pod mount
-    STATE/cri/CONTAINER/        FIFOs: stdin, and those of commands under way; attach, a socket of the shim
+    STATE/cri/CONTAINER/        FIFOs: stdin, and those of commands under way; attach, a socket of the shim; see `shims`
     ROOT/cri/CONTAINER/         volumes of the image
     /run/netns/cni-UUID         a pod's network namespace
 
 A field that is not implemented is refused, see `checks`. The modules, from the roof down: `service` and `image_service`
 (the wire), `streaming` (HTTP for exec, attach and port-forward) over `spdy`, `websocket` and `pipes`; `pods`, `attach`,
 `execs`, `forward`, `resize`, `containers`, `cadvisor`, `podstats`, `checkpoint`, `stats`, `imagevolumes`, `images`,
-`network`, `rootfs`, `spec`, `handlers`, `namespaces`, `files`, `events`, `records`, `checks`, `users`.
+`network`, `rootfs`, `shims`, `spec`, `handlers`, `namespaces`, `files`, `events`, `records`, `checks`, `users`.
 """

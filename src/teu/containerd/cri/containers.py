@@ -34,7 +34,7 @@ from teu.containerd.core.errors import (
     Unknown,
 )
 from teu.containerd.core.messages import Mount
-from teu.containerd.cri import checks, rootfs, spec, users
+from teu.containerd.cri import checks, rootfs, shims, spec, users
 from teu.containerd.cri.cadvisor import StandIns
 from teu.containerd.cri.handlers import Handlers
 from teu.containerd.cri.images import Image, Images
@@ -71,6 +71,7 @@ SIGNAL_SECONDS = 10.0  # for a shim to pass a signal on
 ANSWER_SECONDS = 60.0  # for a shim to start a pod's init, or to change a container's limits
 BUSY_SECONDS = 30.0  # for a start or a change that is under way to come to its end, before a stop
 DELETE_SECONDS = 60.0  # for a shim to delete a task, of which others may still take the output
+LOG_SECONDS, LOG_LOOK_SECONDS = 5.0, 0.02  # for the last lines of a log that another process writes
 LEASE_SECONDS = 3600
 INIT = "catatonit"
 # In a container's folder of the state, while its task is there.
@@ -302,18 +303,21 @@ class Containers:
             image=next(iter(image.tags or image.digests), image.id),
             snapshotter=container.snapshotter,
             snapshot_key=container.id,
-            sandbox=container.pod.id,
         )
         self._fill(record, made, container.pod)
         record.extensions[CONTAINER_EXTENSION].CopyFrom(container.packed())
         self._context.containers.create(NAMESPACE, record)
 
     def _fill(self, record: Any, made: spec.Json, pod: Pod) -> None:
-        record.runtime.name = RUNTIME
+        handler = self._handlers.named(pod.handler)
+        record.runtime.name = handler.shim or RUNTIME
+        if not handler.shim:
+            record.sandbox = pod.id  # whose shim has its task
         record.runtime.options.type_url = OPTIONS_TYPE
         record.runtime.options.value = oci_pb2.Options(
-            binary_name=self._handlers.named(pod.handler).binary,
+            binary_name=handler.binary,
             systemd_cgroup="cgroupsPath" in made["linux"] and spec.in_slice(made),
+            shim_cgroup=shims.shim_cgroup(pod) if handler.shim else "",
         ).SerializeToString()
         record.spec.type_url, record.spec.value = spec.TYPE, json.dumps(made).encode()
 
@@ -323,6 +327,7 @@ class Containers:
             self._context.snapshots.remove(NAMESPACE, container.snapshotter, container.id)
         except NotFound:
             pass
+        shims.let_go(self.state_of(container.id))
         for folder in (self.state_of(container.id), self._folder(container.id)):
             discard_tree(folder)
 
@@ -346,6 +351,7 @@ class Containers:
                 pid = await self._context.tasks.start(NAMESPACE, container.id)
             except (Error, OSError) as error:
                 await self._drop_task(container.id)
+                await self._thread(shims.let_go, self.state_of(container.id))
                 text = error.message if isinstance(error, Error) else str(error)
                 container.message, container.reason, container.started = text, "StartError", 0
                 await self._ended(container, Exit(START_FAILED, time.time_ns()))
@@ -369,6 +375,9 @@ class Containers:
             stdin = os.path.join(folder, STDIN_FIFO)
             if not os.path.exists(stdin):
                 os.mkfifo(stdin, 0o600)
+        if self._context.containers.get(NAMESPACE, container.id).runtime.name != RUNTIME:
+            config = container.config
+            return shims.streams(folder, container.pod, container.log_path, stdin, terminal=config.tty)
         # The shim writes the log, and listens for those who attach.
         return Stdio(stdin, f"cri://{container.log_path}", os.path.join(folder, ATTACH_SOCKET), container.config.tty)
 
@@ -417,7 +426,15 @@ class Containers:
             # A shim that is slow is not dead, and its container is left alone.
             await asyncio.sleep(PATIENCE_SECONDS)
         await self._drop_task(container.id)
+        await self._written(container.id)
         await self._ended(container, ended)
+
+    async def _written(self, id: str) -> None:
+        """Wait for the last lines of a log that another process writes, though not for ever."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + LOG_SECONDS
+        while shims.still_writes(self.state_of(id)) and loop.time() < until:
+            await asyncio.sleep(LOG_LOOK_SECONDS)
 
     async def _ended(self, container: Container, ended: Exit) -> None:
         container.exit_code = ended.status
@@ -523,7 +540,7 @@ class Containers:
         if maps is not None:
             maps.own(folder)
         made["root"]["path"] = folder
-        record = containers_pb2.Container(id=self._init_id(pod), labels={KIND_LABEL: "sandbox"}, sandbox=pod.id)
+        record = containers_pb2.Container(id=self._init_id(pod), labels={KIND_LABEL: "sandbox"})
         self._fill(record, made, pod)
         try:
             self._context.containers.create(NAMESPACE, record)

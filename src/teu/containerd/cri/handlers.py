@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runtime handlers: what a RuntimeClass of Kubernetes names. Each is an OCI runtime with runc's command line, run by
-the pods' own shims; the one without a name is teu-runc. Called by `service`, `pods` and `containers`.
+the pods' own shims, or by another shim that takes containerd's options for runc; the one without a name is teu-runc.
+Called by `service`, `pods` and `containers`.
 
 What a runtime can, it says itself (`RUNTIME features`, of the runtime specification); one that does not say it can
 nothing of what is asked for by name.
@@ -13,15 +14,17 @@ import shutil
 import subprocess
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from teu.containerd.core.errors import FailedPrecondition, InvalidArgument
+from teu.containerd.core.errors import Error, FailedPrecondition, InvalidArgument
 from teu.containerd.cri import namespaces
+from teu.containerd.runtime.bootstrap import find_binary
 from teu.oci import jsontext
 
 log = logging.getLogger("teu.containerd.cri")
 
+RUNC = "runc"  # where another shim is named, and no runtime
 _FOLDERS = "/usr/sbin:/usr/bin:/usr/local/sbin:/usr/local/bin"
 FEATURES_SECONDS = 10.0  # for a runtime to say what it can
 
@@ -40,6 +43,7 @@ class Handler:
 
     name: str
     binary: str = ""  # the runtime's program; "" is our own
+    shim: str = ""  # the name of another shim; "" is the pod's own
     features: Features = Features(recursive_read_only=True, id_mapped=True)
 
 
@@ -65,8 +69,13 @@ class Handlers:
     """All of a node's."""
 
     def __init__(self, configured: Mapping[str, Mapping[str, Any]]) -> None:
-        """`configured` is `cri.runtimes` of the configuration: by name, the program, "" for our own."""
-        self._binaries = {name: str(told["binary"]) for name, told in configured.items() if told["binary"]}
+        """`configured` is `cri.runtimes` of the configuration: by name, the program and the shim, "" for our own."""
+        self._shims = {name: str(told["shim"]) for name, told in configured.items()}
+        self._binaries = {
+            name: str(told["binary"]) or RUNC
+            for name, told in configured.items()
+            if told["binary"] or told["shim"]  # another shim has another runtime
+        }
         self._known = {name: Handler(name) for name in ("", *configured) if name not in self._binaries}
         self.user_namespaces = False  # whether the kernel and the file systems let pods have some
 
@@ -76,7 +85,7 @@ class Handlers:
         self.user_namespaces = not obstacle
         if obstacle:
             log.info("pods get no user namespaces: %s", obstacle)
-        found = {name: shutil.which(binary, path=_FOLDERS) or "" for name, binary in self._binaries.items()}
+        found = {name: self._path(name) for name in self._binaries}
         for name in sorted(name for name, path in found.items() if not path):
             log.error("the runtime of the handler %s is not there: %s", name, self._binaries[name])
         there = sorted({path for path in found.values() if path})
@@ -84,7 +93,22 @@ class Handlers:
             return
         with ThreadPoolExecutor(len(there)) as pool:
             can = dict(zip(there, pool.map(read_features, there), strict=True))
-        self._known |= {name: Handler(name, path, can[path]) for name, path in sorted(found.items()) if path}
+        for name, path in sorted(found.items()):
+            if path:
+                shim, features = self._shims[name], can[path]
+                if shim:  # of a root file system whose ids are mapped older ones know nothing
+                    features = replace(features, id_mapped=False)
+                self._known[name] = Handler(name, path, shim, features)
+
+    def _path(self, name: str) -> str:
+        """That of a handler's runtime; "" where it, or its shim, is not there."""
+        if self._shims[name]:
+            try:
+                find_binary(self._shims[name])
+            except Error as error:
+                log.error("the shim of the handler %s: %s", name, error.message)
+                return ""
+        return shutil.which(self._binaries[name], path=_FOLDERS) or ""
 
     def all(self) -> list[Handler]:
         """Those whose runtimes are there, the one without a name first."""
@@ -96,7 +120,8 @@ class Handlers:
         if name in self._known:
             return self._known[name]
         if name in self._binaries:
-            raise FailedPrecondition(f'the runtime of "{name}" is not there: {self._binaries[name]}')
+            needed = " by ".join(filter(None, (self._binaries[name], self._shims[name])))
+            raise FailedPrecondition(f'the runtime of "{name}" is not there: {needed}')
         raise InvalidArgument(f'no runtime for "{name}" is configured')
 
     def has_users(self, handler: Handler) -> bool:

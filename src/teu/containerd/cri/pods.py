@@ -35,6 +35,7 @@ from teu.containerd.cri.containers import ANSWER_SECONDS, Containers, answered, 
 from teu.containerd.cri.handlers import Handlers
 from teu.containerd.cri.network import Networks, capabilities
 from teu.containerd.cri.records import NAMESPACE, Pod, Records
+from teu.containerd.cri.shims import SCOPE, SLICE, scope_of
 from teu.containerd.state import Context
 from teu.linux import cgroup_files
 from teu.linux.trees import discard_tree, unmount
@@ -43,13 +44,11 @@ log = logging.getLogger("teu.containerd.cri")
 T = TypeVar("T")
 
 _HOSTNAME_MAX = 64  # of the kernel
-# A pod's shim is in SLICE/SCOPE-ID.scope.
-SLICE, SCOPE = "teu.slice", "teu-pod"
 
 
 def kill_scope(pod: Pod) -> bool:
     """Kill a pod's shim, which is alone in its scope; whether there is such a scope."""
-    folder = f"{cgroup_files.place()}/{SLICE}/{SCOPE}-{pod.id[:12]}.scope"
+    folder = cgroup_files.place() + scope_of(pod)
     try:
         # O_WRONLY alone: where there is no such cgroup, no file of that name is made.
         descriptor = os.open(f"{folder}/cgroup.kill", os.O_WRONLY | os.O_CLOEXEC)

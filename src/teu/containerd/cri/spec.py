@@ -550,6 +550,8 @@ def of_init(program: str, joined: Mapping[str, str], maps: Maps | None = None) -
         "root": {"path": "rootfs", "readonly": True},
         "mounts": [
             mount("/proc", "proc", "proc", *STRICT),
+            # runc and crun make devices, whatever is asked for.
+            mount("/dev", "tmpfs", "tmpfs", "nosuid", "noexec", "mode=755", "size=64k"),
             mount("/init", "bind", program, "bind", "ro", "nosuid", "nodev"),
         ],
         "linux": {
