@@ -110,6 +110,18 @@ def test_volumes_of_the_host_are_mapped(one: Client) -> None:
     one.remove_pod(pod)
 
 
+def test_users_with_the_hosts_network(one: Client) -> None:
+    more = options(network=cri.NODE)
+    config = one.pod_config("hosts-network", **more)
+    config.hostname = ""
+    Path(config.log_directory).mkdir(parents=True, exist_ok=True)
+    pod = (one.call("RunPodSandbox", config=config).pod_sandbox_id, config)
+    look = "readlink /proc/self/ns/net; id -u; ls /sys/class/net | grep -x lo; touch /sys/x; ls -d /sys/fs/cgroup"
+    told = one.output(pod, "c", ["sh", "-c", look], **more)
+    assert told.split() == [os.readlink("/proc/self/ns/net"), "0", "lo", "/sys/fs/cgroup"]
+    one.remove_pod(pod)
+
+
 def test_sysctls_of_such_a_pod(one: Client) -> None:
     wanted = {"kernel.shm_rmid_forced": "1", "net.core.somaxconn": "77"}
     more = options()

@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +62,7 @@ def test_ids_that_cannot_be(fields: dict[str, Any], told: str) -> None:
         maps_of(options(**fields))
 
 
-@pytest.mark.parametrize("kind", ["network", "pid", "ipc"])
+@pytest.mark.parametrize("kind", ["pid", "ipc"])
 def test_not_with_the_hosts_namespaces(kind: str) -> None:
     config = cri.PodSandboxConfig(metadata={"name": "p"})
     config.linux.security_context.namespace_options.CopyFrom(options())
@@ -85,9 +85,10 @@ def test_mappings_of_mounts_that_cannot_be(mount: dict[str, Any], told: str) -> 
         checks.container(cri.ContainerConfig(metadata={"name": "c"}, mounts=[mount]))
 
 
-def build(maps: Maps | None, **fields: Any) -> Any:
+def build(maps: Maps | None, without: Sequence[str] = (), **fields: Any) -> Any:
     config = cri.ContainerConfig(metadata={"name": "c"}, command=["run"], **fields)
     joined = {"network": "/run/netns/x", "ipc": "/s/ipc", "uts": "/s/uts", "pid": "", "user": "/s/user"}
+    joined = {kind: path for kind, path in joined.items() if kind not in without}
     inside = spec.Inside({"/etc/hosts": "/s/hosts"}, "/s/shm", joined, "h")
     pod = Pod("p", cri.PodSandboxConfig(metadata={"name": "p"}))
     pod.config.linux.security_context.privileged = True
@@ -114,6 +115,19 @@ def test_a_specification() -> None:
     assert of["/data"]["gidMappings"] == made["linux"]["gidMappings"]
     assert "gid=5" in of["/dev/pts"]["options"]
     runtime_spec.check(made)
+
+
+def test_the_hosts_network_with_users_of_its_own() -> None:
+    config = cri.PodSandboxConfig(metadata={"name": "p"})
+    config.linux.security_context.namespace_options.CopyFrom(options())
+    config.linux.security_context.namespace_options.network = cri.NODE
+    checks.pod(config)
+    assert own_namespaces(config) == {"ipc", "user"}
+    made = build(MAPS, without=("network", "uts"))
+    [system] = [entry for entry in made["mounts"] if entry["destination"] == "/sys"]
+    assert (system["type"], system["options"]) == ("bind", ["rbind", "rprivate", *spec.STRICT, "rro"])
+    [system] = [entry for entry in build(None, without=("network", "user"))["mounts"] if entry["destination"] == "/sys"]
+    assert system["type"] == "sysfs"  # whose root is the host's
 
 
 def test_a_pod_of_few_ids_has_no_group_of_terminals() -> None:

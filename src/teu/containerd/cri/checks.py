@@ -28,7 +28,7 @@ def _labels(where: str, options: Any) -> None:
 def _user_namespace(where: str, options: Any) -> None:
     if users.maps_of(options) is None:
         return
-    for kind in ("network", "pid", "ipc"):
+    for kind in ("pid", "ipc"):
         if getattr(options, kind) == cri.NODE:
             raise Unimplemented(f"{where}: a user namespace with the host's {kind} is not implemented")
 

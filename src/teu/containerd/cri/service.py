@@ -171,7 +171,8 @@ class RuntimeService:
             features = answer.runtime_handlers.add(name=handler.name).features
             features.recursive_read_only_mounts = handler.features.recursive_read_only
             features.user_namespaces = self._handlers.has_users(handler)
-        answer.features.supplemental_groups_policy = answer.features.mount_options = True
+        can = answer.features
+        can.supplemental_groups_policy = can.mount_options = can.user_namespaces_host_network = True
         if request.verbose:
             answer.info["config"] = json.dumps(self._context.config["cri"])
         return answer

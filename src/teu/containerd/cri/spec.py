@@ -463,6 +463,10 @@ def _basic(wanted: Wanted, access: str) -> list[Json]:
     terminals = ["newinstance", "ptmxmode=0666", "mode=0620"]
     if wanted.maps is None or wanted.maps.gids.length > TTY_GROUP:
         terminals.append(f"gid={TTY_GROUP}")
+    system = mount("/sys", "sysfs", "sysfs", *STRICT, access)
+    if wanted.maps and wanted.inside.namespaces.get("network") is None:
+        # A sysfs shows a network, and is mounted by its owner alone: this one is the host's.
+        system = mount("/sys", "bind", "/sys", "rbind", "rprivate", *STRICT, "rro")
     return [
         mount("/proc", "proc", "proc", *STRICT),
         mount("/dev", "tmpfs", "tmpfs", "nosuid", "strictatime", "mode=755", "size=65536k"),
@@ -470,7 +474,7 @@ def _basic(wanted: Wanted, access: str) -> list[Json]:
         mount("/dev/mqueue", "bind", "/dev/mqueue", "rbind", *STRICT)
         if host_ipc
         else mount("/dev/mqueue", "mqueue", "mqueue", *STRICT),
-        mount("/sys", "sysfs", "sysfs", *STRICT, access),
+        system,
         mount("/sys/fs/cgroup", "cgroup", "cgroup", *STRICT, "relatime", access),
     ]
 
