@@ -175,6 +175,30 @@ def test_such_a_pod_outlives_the_daemon() -> None:
         assert str(folder) not in Path("/proc/self/mountinfo").read_text()
 
 
+def test_such_a_pod_that_was_being_made_is_taken_away() -> None:
+    with crihouse.ours() as one:
+        folder = one.daemon.run / "state/cri"
+
+        def begun() -> bool:
+            return str(folder) in Path("/proc/self/mountinfo").read_text()
+
+        for number in range(6):
+            request = cri.RunPodSandboxRequest(config=one.pod_config("cut", **options()))
+            future = one.runtime.RunPodSandbox.future(request)
+            peers.wait_until(one.network.addresses if number % 2 else begun, "it is being made")
+            one.daemon.kill()
+            future.cancel()
+            assert isinstance(one.daemon, crihouse.TeuContainerd)
+            crihouse.launch(one.daemon, one.folder)
+            one.connect()
+            for item in one.call("ListPodSandbox").items:  # it had come to its end
+                one.remove_pod((item.id,))
+            peers.wait_until(
+                lambda: not one.network.addresses() and str(folder) not in Path("/proc/self/mountinfo").read_text(),
+                "nothing is left",
+            )
+
+
 BAD: dict[str, Any] = {
     "two mappings": {"uids": IDS * 2},
     "none": {"uids": []},
