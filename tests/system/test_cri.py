@@ -351,6 +351,15 @@ def test_devices_of_cdi() -> None:
                 assert one.output(pod, "c", look, **more) == "yes\ntaken\n"
 
 
+def test_devices_of_whom_a_container_runs_as() -> None:
+    with crihouse.ours("  device-ownership: true\n") as one:
+        pod = one.run_pod("owned")
+        device = {"host_path": "/dev/null", "container_path": "/dev/mine", "permissions": "rw"}
+        more = {"linux": {"security_context": {"run_as_user": {"value": 1234}, "run_as_group": {"value": 77}}}}
+        look = ["stat", "-c", "%u %g", "/dev/mine"]
+        assert one.output(pod, "c", look, devices=[device], **more) == "1234 77\n"
+
+
 @pytest.mark.parametrize(
     "script",
     [

@@ -109,6 +109,12 @@ KEYS = (
                 "where files of CDI devices are, the later before the earlier",
             ),
             Key(
+                "device-ownership",
+                boolean,
+                False,
+                "devices belong to the user and the group that a container's security context names",
+            ),
+            Key(
                 "runtimes",
                 map_of(
                     section(

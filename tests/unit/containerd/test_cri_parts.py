@@ -236,6 +236,22 @@ def test_devices() -> None:
         spec.devices([cri.Device(host_path="/dev/no/such", permissions="r")], privileged=False)
 
 
+@pytest.mark.parametrize(
+    ("fields", "owns", "told"),
+    [
+        ({"run_as_user": {"value": 5}, "run_as_group": {"value": 6}}, True, (5, 6)),
+        ({"run_as_user": {"value": 5}}, True, (5, 0)),
+        ({}, True, (0, 0)),
+        ({"run_as_user": {"value": 5}}, False, (0, 0)),
+    ],
+)
+def test_whose_devices_are(fields: dict[str, Any], owns: bool, told: tuple[int, int]) -> None:
+    given = wanted({"devices": [{"host_path": "/dev/null", "permissions": "r"}], **security(**fields)})
+    given.owns_devices = owns
+    [device] = spec.build(given)["linux"]["devices"]
+    assert (device["uid"], device["gid"]) == told
+
+
 def test_mounts(tmp_path: Path) -> None:
     def of(**fields: Any) -> Any:
         made = spec.build(wanted({"mounts": [{"container_path": "/etc/hosts", "host_path": str(tmp_path), **fields}]}))

@@ -266,6 +266,7 @@ class Containers:
             edits=self._edits(config),
             images=self.image_volumes.paths(pod, config, self.namespace_path(pod, "user")),
             maps=users.maps_of(pod.namespaces),
+            owns_devices=self._context.config["cri"]["device-ownership"],
         )
         return spec.build(wanted)
 

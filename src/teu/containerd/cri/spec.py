@@ -81,6 +81,7 @@ class Wanted:
     edits: cdi.Edits = field(default_factory=cdi.Edits)  # what its CDI devices give
     images: Mapping[int, str] = field(default_factory=dict)  # image volumes: number of the mount -> path on the host
 
+    owns_devices: bool = False  # whether its devices belong to whom the request says that it runs as
     maps: Maps | None = None  # of its pod's user namespace, which is among those to join
 
     @property
@@ -107,6 +108,8 @@ def build(wanted: Wanted) -> Json:
     if propagation:
         linux["rootfsPropagation"] = propagation
     nodes, rules = devices(config.devices, privileged=security.privileged)
+    if wanted.owns_devices:
+        nodes = [{**node, **_owner(security)} for node in nodes]
     linux["resources"]["devices"] = rules
     if nodes:
         linux["devices"] = nodes
@@ -379,6 +382,12 @@ def _node(path: str, inside: str) -> Json:
         "uid": found.st_uid,
         "gid": found.st_gid,
     }
+
+
+def _owner(security: Any) -> Json:
+    """The members of a device by which it belongs to a container's user and group, as far as they are given."""
+    asked = (("uid", "run_as_user"), ("gid", "run_as_group"))
+    return {key: getattr(security, name).value for key, name in asked if security.HasField(name)}
 
 
 def _below(top: str) -> list[str]:
