@@ -861,3 +861,21 @@ def test_cadvisor_finds_the_network_of_a_pod() -> None:
         assert stands_for(pod) == 0 and not scope.exists()
         one.call("RemovePodSandbox", pod_sandbox_id=pod[0])
         assert pod[0] not in one.daemon("-n", "k8s.io", "containers", "ls", "-q")
+
+
+def test_what_a_daemon_has_left_is_removed() -> None:
+    with crihouse.ours() as one:
+        pod = one.run_pod("stays")
+        id = one.run_container(pod, "c", ["sleep", "1000"])
+        state, root = one.daemon.run / "state/cri", one.daemon.state / "root/cri"
+        left = [state / ("e" * 64), root / ("f" * 64)]
+        for folder in left:
+            (folder / "sub").mkdir(parents=True)
+        peers.run("mount", "-t", "tmpfs", "x", str(left[0] / "sub"))
+        one.daemon.kill()
+        assert isinstance(one.daemon, crihouse.TeuContainerd)
+        crihouse.launch(one.daemon, one.folder)
+        one.connect()
+        peers.wait_until(lambda: not any(folder.exists() for folder in left), "they are gone")
+        assert (state / pod[0]).is_dir() and one.exec(id, "echo", "there").stdout == b"there\n"
+        one.remove_pod(pod)

@@ -78,10 +78,10 @@ def unmount(path: str | bytes) -> None:
 
 
 def mounts_below(path: str) -> list[str]:
-    """Where something is mounted at path or anywhere below it, as this process's mount namespace has it."""
+    """Where something is mounted at path or anywhere below it, as this thread's mount namespace has it."""
     top = os.path.realpath(path)
     found = []
-    with open("/proc/self/mountinfo", "rb") as file:
+    with open("/proc/thread-self/mountinfo", "rb") as file:
         for line in file:
             field = line.split(b" ")[4]
             for escaped, letter in _ESCAPED:

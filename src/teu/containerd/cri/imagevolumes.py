@@ -24,12 +24,27 @@ from teu.linux import idmapped, inside, mounts, netns
 from teu.linux.trees import is_mount_root, unmount
 
 FAILED = "ImageVolumeMountFailed"  # by which kubelet knows why a container could not be made
+LEASE_PREFIX = "cri-images-"  # before the pod's id
 SNAPSHOTS = "snapshots/"
 
 
 def lease_of(pod: Pod) -> str:
     """The lease that keeps the snapshots of a pod's image volumes."""
-    return f"cri-images-{pod.id}"
+    return LEASE_PREFIX + pod.id
+
+
+def drop_lease(context: Context, lease: str) -> None:
+    """Let go of a lease and of the snapshots that it keeps; again does nothing."""
+    try:
+        kept = context.leases.resources(NAMESPACE, lease)
+    except NotFound:
+        return
+    for one in kept:
+        if one.type.startswith(SNAPSHOTS):
+            with suppress(NotFound):
+                context.snapshots.remove(NAMESPACE, one.type.removeprefix(SNAPSHOTS), one.id)
+    with suppress(NotFound):
+        context.leases.delete(NAMESPACE, lease)
 
 
 def mount_image(listed: Sequence[Mount], target: str, userns: str = "") -> None:
@@ -155,14 +170,4 @@ class ImageVolumes:
         with suppress(FileNotFoundError):
             for name in os.listdir(self.folder(pod)):
                 unmount(os.path.join(self.folder(pod), name))
-        lease = lease_of(pod)
-        try:
-            kept = self._context.leases.resources(NAMESPACE, lease)
-        except NotFound:
-            return
-        for one in kept:
-            if one.type.startswith(SNAPSHOTS):
-                with suppress(NotFound):
-                    self._context.snapshots.remove(NAMESPACE, one.type.removeprefix(SNAPSHOTS), one.id)
-        with suppress(NotFound):
-            self._context.leases.delete(NAMESPACE, lease)
+        drop_lease(self._context, lease_of(pod))

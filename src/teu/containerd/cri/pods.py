@@ -30,7 +30,7 @@ from teu.containerd.core.errors import (
     InvalidArgument,
     NotFound,
 )
-from teu.containerd.cri import checks, files, namespaces, users
+from teu.containerd.cri import checks, files, leftovers, namespaces, users
 from teu.containerd.cri.containers import ANSWER_SECONDS, Containers, answered, hostname_of
 from teu.containerd.cri.handlers import Handlers
 from teu.containerd.cri.network import Networks, capabilities
@@ -298,15 +298,16 @@ class Pods:
         """Take over what an earlier daemon has left. A pod that cannot be taken over is logged, and stays for kubelet
         to remove it."""
         halves = await self._thread(self._records.load)
+        folders, leases = await self._thread(leftovers.find, self._context)
         await self._thread(self._containers.stand_ins.clear, list(self._records.pods.values()))
         await self._containers.restore()
         for pod in self._records.pods.values():
             if not pod.stopped and not self.ready(pod):
                 log.info("pod %s has lost its shim", pod.id)
         # Plugins may take their time: nobody but a new pod's network waits for them.
-        self._cleaning = asyncio.create_task(self._clean(halves))
+        self._cleaning = asyncio.create_task(self._clean(halves, folders, leases))
 
-    async def _clean(self, halves: list[Pod]) -> None:
+    async def _clean(self, halves: list[Pod], folders: list[str], leases: list[str]) -> None:
         try:
             await self._thread(self._look_after_networks)
         finally:
@@ -314,6 +315,7 @@ class Pods:
         for pod in halves:
             log.info("pod %s was being made when the daemon ended: it is taken away", pod.id)
             await self._undo(pod)
+        await self._thread(leftovers.remove, self._context, folders, leases)
 
     def _look_after_networks(self) -> None:
         for pod in list(self._records.pods.values()):
