@@ -17,7 +17,7 @@ from teu.api.cri.v1 import cri_pb2_grpc
 from teu.config import ConfigError, load
 from teu.containerd.config import KEYS
 from teu.containerd.core.errors import FailedPrecondition, InvalidArgument, Unavailable
-from teu.containerd.cri import handlers, shims
+from teu.containerd.cri import handlers, namespaces, shims
 from teu.containerd.cri.handlers import Features, Handlers, read_features
 from teu.containerd.cri.records import Pod
 
@@ -59,7 +59,7 @@ def test_a_runtime_that_fails(tmp_path: Path) -> None:
     assert read_features(str(tmp_path / "nosuch")) == Features()
 
 
-def test_handlers(tmp_path: Path) -> None:
+def test_handlers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, old = runtime(tmp_path, json.dumps(BOTH), "whole"), runtime(tmp_path, "{}", "old")
     found = Handlers(configured(w=(whole, ""), o=(old, ""), own=("", ""), x=("/no/such", "")))
     found.probe("/proc")  # where no ids can be mapped
@@ -67,8 +67,14 @@ def test_handlers(tmp_path: Path) -> None:
     assert found.named("w").binary == whole and found.named("").binary == found.named("own").binary == ""
     assert found.named("w").features == found.named("own").features == Features(True, True)
     assert not found.has_users(found.named("w"))
-    found.user_namespaces = True
+    with pytest.raises(FailedPrecondition, match="no user namespaces: ids of mounts of /proc cannot be mapped"):
+        found.check_users(found.named("w"))
+    monkeypatch.setattr(namespaces, "user_obstacle", lambda _folder: "")
+    found.probe("/x")
     assert found.has_users(found.named("")) and not found.has_users(found.named("o"))
+    found.check_users(found.named("w"))
+    with pytest.raises(FailedPrecondition, match="its mounts cannot have their ids mapped"):
+        found.check_users(found.named("o"))
     with pytest.raises(InvalidArgument, match='no runtime for "nosuch" is configured'):
         found.named("nosuch")
     with pytest.raises(FailedPrecondition, match="is not there: /no/such"):

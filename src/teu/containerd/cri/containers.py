@@ -161,6 +161,8 @@ class Containers:
         options = config.linux.security_context.namespace_options
         if options.HasField("userns_options") and users.maps_of(options) != users.maps_of(pod.namespaces):
             raise InvalidArgument("user namespace config for sandbox is different from container")
+        if options.pid == cri.NODE and users.maps_of(pod.namespaces) is not None:
+            raise Unimplemented("a user namespace with the host's pid is not implemented")
         container = Container(secrets.token_hex(32), pod, config, created=time.time_ns())
         name = container.name
         under_way = self._creating.get(name)

@@ -77,14 +77,13 @@ class Handlers:
             if told["binary"] or told["shim"]  # another shim has another runtime
         }
         self._known = {name: Handler(name) for name in ("", *configured) if name not in self._binaries}
-        self.user_namespaces = False  # whether the kernel and the file systems let pods have some
+        self._obstacle = "it is not known yet"  # why the kernel and the file systems let no pod have users of its own
 
     def probe(self, folder: str) -> None:
         """See what the runtimes can, and this host with a folder of snapshots. Blocks."""
-        obstacle = namespaces.user_obstacle(folder)
-        self.user_namespaces = not obstacle
-        if obstacle:
-            log.info("pods get no user namespaces: %s", obstacle)
+        self._obstacle = namespaces.user_obstacle(folder)
+        if self._obstacle:
+            log.info("pods get no user namespaces: %s", self._obstacle)
         found = {name: self._path(name) for name in self._binaries}
         for name in sorted(name for name, path in found.items() if not path):
             log.error("the runtime of the handler %s is not there: %s", name, self._binaries[name])
@@ -126,7 +125,13 @@ class Handlers:
 
     def has_users(self, handler: Handler) -> bool:
         """Whether pods of a handler may have user namespaces."""
-        return self.user_namespaces and handler.features.id_mapped
+        return not self._obstacle and handler.features.id_mapped
+
+    def check_users(self, handler: Handler) -> None:
+        """That they may. FailedPrecondition."""
+        if not self.has_users(handler):
+            why = self._obstacle if handler.features.id_mapped else "its mounts cannot have their ids mapped"
+            raise FailedPrecondition(f'the runtime of "{handler.name}" has no user namespaces: {why}')
 
     def check_container(self, name: str, config: Any) -> None:
         """That the runtime of a pod can what a ContainerConfig asks for. FailedPrecondition, in kubelet's words."""

@@ -26,7 +26,6 @@ from teu.containerd.core.errors import (
     AlreadyExists,
     DeadlineExceeded,
     Error,
-    FailedPrecondition,
     InvalidArgument,
     NotFound,
 )
@@ -109,8 +108,8 @@ class Pods:
         """A new pod, ready; its id."""
         checks.pod(config)
         runtime = self._handlers.named(handler)
-        if users.maps_of(config.linux.security_context.namespace_options) and not runtime.features.id_mapped:
-            raise FailedPrecondition(f'the runtime of "{handler}" has no user namespaces with mapped mounts')
+        if users.maps_of(config.linux.security_context.namespace_options) is not None:
+            self._handlers.check_users(runtime)
         if len(config.hostname) > _HOSTNAME_MAX:
             raise InvalidArgument(f"config.hostname is longer than {_HOSTNAME_MAX} characters")
         capabilities(config)
