@@ -14,11 +14,11 @@ from containerd_parts import make_context
 
 from teu.api.cri.v1 import cri_pb2 as cri
 from teu.api.services.containers.v1 import containers_pb2
-from teu.containerd.core.errors import DeadlineExceeded, NotFound, ResourceExhausted
+from teu.containerd.core.errors import DeadlineExceeded, NotFound, ResourceExhausted, Unavailable
 from teu.containerd.cri import containers, events, pods, resize, service
 from teu.containerd.cri.events import Events
 from teu.containerd.cri.handlers import Handlers
-from teu.containerd.cri.records import CONTAINER_EXTENSION, RUNNING, Container, Pod, Records
+from teu.containerd.cri.records import CONTAINER_EXTENSION, EXITED, RUNNING, Container, Pod, Records
 from teu.containerd.cri.resize import Resizes, merged
 from teu.containerd.server import rpc
 from teu.containerd.state import Context
@@ -150,6 +150,26 @@ def test_a_stop_waits_so_long_for_what_is_under_way(context: Context, monkeypatc
         await asyncio.wait_for(container.lock.acquire(), 1)
 
     asyncio.run(main())
+
+
+def test_a_container_that_ends_before_its_shim_has_answered_is_stopped(
+    context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records, pod = pod_of(context)
+    container = container_of(context, records, pod)
+    container.state = RUNNING
+    made = containers.Containers(context, records, None, Handlers({}))  # type: ignore[arg-type]
+
+    async def deleted(*_: Any, **more: Any) -> None:
+        container.state = EXITED
+        container.ended.set()
+        raise Unavailable("ttrpc: closed")
+
+    monkeypatch.setattr(context.tasks, "kill", deleted)
+    for timeout in (0, 1):
+        container.state = RUNNING
+        asyncio.run(made.stop_one(container, timeout))
+        assert container.state == EXITED
 
 
 def test_a_change_waits_so_long_for_its_shim(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:

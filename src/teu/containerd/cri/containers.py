@@ -30,6 +30,7 @@ from teu.containerd.core.errors import (
     FailedPrecondition,
     InvalidArgument,
     NotFound,
+    Unavailable,
     Unimplemented,
     Unknown,
 )
@@ -465,17 +466,19 @@ class Containers:
         await answered(_settled(container), BUSY_SECONDS)
         if container.state != RUNNING:
             return
-        tasks = self._context.tasks
-        try:
-            if timeout > 0:
-                number = signals.number(container.stop_signal)
-                await answered(tasks.kill(NAMESPACE, container.id, number), SIGNAL_SECONDS)
-                if await self._has_ended(container, timeout):
-                    return
-            await answered(tasks.kill(NAMESPACE, container.id, signal.SIGKILL, everyone=True), SIGNAL_SECONDS)
-        except NotFound:
-            pass  # its end is about to be told
+        if timeout > 0:
+            await self._signal(container, signals.number(container.stop_signal))
+            if await self._has_ended(container, timeout):
+                return
+        await self._signal(container, signal.SIGKILL, everyone=True)
         await self.see_end(container)
+
+    async def _signal(self, container: Container, number: int, *, everyone: bool = False) -> None:
+        try:
+            kill = self._context.tasks.kill(NAMESPACE, container.id, number, everyone=everyone)
+            await answered(kill, SIGNAL_SECONDS)
+        except (NotFound, Unavailable):
+            pass  # its end is about to be told; the task may be deleted before its shim has answered
 
     async def see_end(self, container: Container) -> None:
         """Wait for the end of one that is being killed. DeadlineExceeded."""
