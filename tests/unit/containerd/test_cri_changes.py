@@ -14,7 +14,7 @@ from containerd_parts import make_context
 
 from teu.api.cri.v1 import cri_pb2 as cri
 from teu.api.services.containers.v1 import containers_pb2
-from teu.containerd.core.errors import DeadlineExceeded, NotFound, ResourceExhausted, Unavailable
+from teu.containerd.core.errors import DeadlineExceeded, FailedPrecondition, NotFound, ResourceExhausted, Unavailable
 from teu.containerd.cri import containers, events, pods, resize, service
 from teu.containerd.cri.events import Events
 from teu.containerd.cri.handlers import Handlers
@@ -170,6 +170,40 @@ def test_a_container_that_ends_before_its_shim_has_answered_is_stopped(
         container.state = RUNNING
         asyncio.run(made.stop_one(container, timeout))
         assert container.state == EXITED
+
+
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("removed", [False, True])
+def test_nothing_is_left_of_a_container_whose_pod_is_stopped_meanwhile(
+    context: Context, monkeypatch: pytest.MonkeyPatch, removed: bool, fails: bool
+) -> None:
+    records, pod = pod_of(context)
+    pod.namespaces.pid = cri.CONTAINER
+    made = containers.Containers(context, records, None, Handlers({}))  # type: ignore[arg-type]
+    volumes = Path(made.state_of(pod.id), "images", "x")
+
+    def stopped(container: Container, pid: str | None) -> None:
+        pod.stopped = True
+        container.snapshotter = "overlayfs"
+        volumes.mkdir(parents=True)
+        if removed:
+            records.drop_pod(pod)
+        if fails:  # as its namespaces are gone
+            raise FailedPrecondition("gone")
+        Path(made.state_of(container.id)).mkdir()
+        record = containers_pb2.Container(id=container.id)
+        record.runtime.name = "io.containerd.teu.v2"
+        record.extensions[CONTAINER_EXTENSION].CopyFrom(container.packed())
+        context.containers.create("k8s.io", record)
+
+    monkeypatch.setattr(made, "_make", stopped)
+    config = cri.ContainerConfig(metadata={"name": "late"})
+    config.linux.security_context.namespace_options.pid = cri.CONTAINER
+    with pytest.raises(FailedPrecondition):
+        asyncio.run(made.create(pod, config))
+    assert not records.containers and not records.names
+    assert not list(context.containers.find("k8s.io"))
+    assert [one.name for one in Path(made.state_of("x")).parent.iterdir()] == ([] if removed else [pod.id])
 
 
 def test_a_change_waits_so_long_for_its_shim(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:

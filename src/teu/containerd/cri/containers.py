@@ -190,10 +190,25 @@ class Containers:
     async def _create(self, container: Container) -> str:
         options = container.config.linux.security_context.namespace_options
         pid = await self._pid_namespace(container.pod, options)
-        await self._thread(self._make, container, pid)
+        try:
+            await self._thread(self._make, container, pid)
+        except BaseException:
+            if container.pod.stopped:
+                await self._thread(self._clear_pod, container.pod)
+            raise
+        if container.pod.stopped:
+            await self._thread(self._removed, container)
+            await self._thread(self._clear_pod, container.pod)
+            raise FailedPrecondition(f'sandbox "{container.pod.id}" was stopped meanwhile')
         self._records.containers[container.id] = container
         self._records.tell(cri.CONTAINER_CREATED_EVENT, container.pod, container)
         return container.id
+
+    def _clear_pod(self, pod: Pod) -> None:
+        """Remove what has been made for a container in the folders of a pod after that was taken apart."""
+        self.image_volumes.drop(pod)
+        if pod.id not in self._records.pods:
+            discard_tree(self.state_of(pod.id))
 
     async def _pid_namespace(self, pod: Pod, options: Any) -> str | None:
         """The path of the one to join, "" for an own one, None for the host's."""

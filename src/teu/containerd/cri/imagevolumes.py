@@ -167,7 +167,8 @@ class ImageVolumes:
 
     def drop(self, pod: Pod) -> None:
         """Unmount all images of a pod, and let go of their snapshots; again does nothing. Raises OSError."""
-        with suppress(FileNotFoundError):
-            for name in os.listdir(self.folder(pod)):
-                unmount(os.path.join(self.folder(pod), name))
-        drop_lease(self._context, lease_of(pod))
+        with self._mounting:
+            with suppress(FileNotFoundError):
+                for name in os.listdir(self.folder(pod)):
+                    unmount(os.path.join(self.folder(pod), name))
+            drop_lease(self._context, lease_of(pod))
