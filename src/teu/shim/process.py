@@ -118,6 +118,7 @@ class Process:
                 self.streams.console = Console(self.loop, master, self.stdin, self.stdout, logger)
                 self.streams.started(self.loop)
             else:
+                self.streams.own_null = runtime.gives_streams_away
                 self.streams.open(
                     self.stdin,
                     self.stdout,

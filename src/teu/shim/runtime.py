@@ -290,6 +290,12 @@ class Runtime:
     def _can_be_held(self) -> bool:
         return os.path.basename(self.name) == DEFAULT_BINARY
 
+    @property
+    def gives_streams_away(self) -> bool:
+        """Whether it may make the process's user the owner of its streams, as crun does even of a null device: that
+        user could then change the host's. Ours and runc know what it is."""
+        return os.path.basename(self.name) not in (DEFAULT_BINARY, "runc")
+
     def _loaded(self, command: str) -> Loaded | None:
         return _loaded if _loaded and _loaded.serves(find_binary(self.name), command) else None
 

@@ -72,12 +72,27 @@ def parse_uri(uri: str) -> tuple[str, str, list[str]]:
     return scheme, path, arguments
 
 
+def own_null() -> int:
+    """A null device that is nobody else's, open for reading and writing. OSError."""
+    from teu.linux import mounts  # 4 ms and 0.4 MB, for those runtimes alone that may change its owner
+
+    tree = mounts.new_filesystem("tmpfs", "tmpfs", ["mode=700", "size=4k"], mounts.MOUNT_ATTR_NOSUID)
+    try:
+        os.mknod("null", stat.S_IFCHR | 0o600, os.makedev(1, 3), dir_fd=tree)
+        os.chmod("null", 0o666, dir_fd=tree)
+        return os.open("null", os.O_RDWR | os.O_CLOEXEC, dir_fd=tree)
+    finally:
+        os.close(tree)
+
+
 class Streams:
     """What the shim holds for one process's streams."""
 
     def __init__(self, complain: Callable[[str], None] = lambda _text: None) -> None:
         """`complain` is told of output that cannot be written."""
         self._complain = complain
+        # whether a process without an input or an output gets a null device of its own in the place of the host's
+        self.own_null = False
         self._stdin_hold = -1
         self._holds: list[int] = []
         self._keeps: list[int] = []
@@ -154,7 +169,7 @@ class Streams:
         self._keeps = []
 
     def _open_null(self) -> int:
-        return os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+        return own_null() if self.own_null else os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
 
     def _open_output(self, path: str, uid: int, gid: int) -> int:
         if not path:
@@ -247,7 +262,7 @@ class Streams:
         ready_read, ready_write = os.pipe2(os.O_CLOEXEC)
         # The targets 3 to 5 may be in use as sources: move all sources out of the way first.
         moved = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 64) for fd in (out_read, err_read, ready_write)]
-        null = self._open_null()
+        null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
         environment = dict(os.environ, CONTAINER_ID=container, CONTAINER_NAMESPACE=namespace)
         actions = [(os.POSIX_SPAWN_DUP2, null, n) for n in (0, 1, 2)]
         actions += [(os.POSIX_SPAWN_DUP2, fd, n) for n, fd in enumerate(moved, start=3)]
