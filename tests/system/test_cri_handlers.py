@@ -5,6 +5,8 @@ containerd's own shim."""
 from __future__ import annotations
 
 import json
+import os
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,8 @@ import crihouse
 import peers
 import pytest
 from crihouse import Client
+from runc_bundle import full_proc
+from test_cri_users import COUNT, HOST, MAPPINGS, options
 
 from teu.api.cri.v1 import cri_pb2 as cri
 
@@ -90,6 +94,58 @@ def test_processes_are_shared(one: Client, handler: str) -> None:
         ids.append(one.call("CreateContainer", pod_sandbox_id=pod[0], config=made).container_id)
         one.call("StartContainer", container_id=ids[-1])
     assert one.exec(ids[0], "ps", "-o", "args").stdout.count(b"sleep 1001") == 2
+    one.remove_pod(pod)
+
+
+@pytest.mark.parametrize("handler", ["crun", "runc", "teu"])
+def test_pods_with_users(one: Client, handler: str) -> None:
+    full_proc()
+    [can] = [told.features for told in one.call("Status").runtime_handlers if told.name == handler]
+    config = one.pod_config(f"users-{handler}", **options())
+    Path(config.log_directory).mkdir(parents=True, exist_ok=True)
+    if not can.user_namespaces:
+        assert one.refused("RunPodSandbox", config=config, runtime_handler=handler)[0] == "FAILED_PRECONDITION"
+        return
+    pod = (one.call("RunPodSandbox", config=config, runtime_handler=handler).pod_sandbox_id, config)
+    source = one.folder / f"users-{handler}"
+    source.mkdir()
+    mounts = [
+        {"container_path": "/data", "host_path": str(source), **MAPPINGS},
+        {"container_path": "/image", "readonly": True, "image": {"image": peers.IMAGE}, **MAPPINGS},
+    ]
+    look = "cat /proc/self/uid_map; stat -c %u / /bin/busybox /data /image/bin/busybox; touch /data/x && echo wrote"
+    told = one.output(pod, "c", ["sh", "-c", look], mounts=mounts, **options()).split()
+    assert told == ["0", str(HOST), str(COUNT), "0", "0", "0", "0", "wrote"]
+    assert (source / "x").stat().st_uid == 0
+    one.remove_pod(pod)
+
+
+@pytest.mark.parametrize("handler", ["runc", "crun", "teu"])
+def test_the_hosts_null_device_stays_its_own(one: Client, handler: str) -> None:
+    before = os.stat("/dev/null")
+    assert (before.st_uid, before.st_gid, before.st_mode & 0o777) == (0, 0, 0o666)
+    pod = run_pod(one, f"null-{handler}", handler)
+    more = {
+        "linux": {"security_context": {"run_as_user": {"value": 1234}, "namespace_options": {"pid": cri.CONTAINER}}}
+    }
+    id = one.run_container(pod, "c", ["sh", "-c", "chmod 0 /proc/self/fd/0; read x; sleep 1000"], **more)
+    assert one.exec(id, "sh", "-c", "chmod 0 /proc/self/fd/0; cat; echo ended").stdout == b"ended\n"
+    after = os.stat("/dev/null")
+    assert (after.st_uid, after.st_gid, after.st_mode) == (0, 0, before.st_mode)
+    one.remove_pod(pod)
+
+
+@pytest.mark.needs("criu")
+@pytest.mark.parametrize("handler", ["runc", "teu", "shim-runc"])
+def test_containers_are_saved(one: Client, tmp_path: Path, handler: str) -> None:
+    pod = run_pod(one, f"saved-{handler}", handler)
+    id = one.run_container(pod, "c", ["sh", "-c", "n=0; while :; do n=$((n+1)); echo $n; sleep 0.05; done"])
+    peers.wait_until(lambda: len(one.log(pod, "c")) > 5, "it counts")
+    one.call("CheckpointContainer", container_id=id, location=str(tmp_path / "x.tar"), timeout=60)
+    with tarfile.open(tmp_path / "x.tar") as archive:
+        assert "checkpoint/inventory.img" in archive.getnames()
+    before = len(one.log(pod, "c"))
+    peers.wait_until(lambda: len(one.log(pod, "c")) > before + 5, "it counts on")
     one.remove_pod(pod)
 
 
