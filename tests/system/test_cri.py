@@ -775,7 +775,7 @@ def test_a_pod_that_was_being_made_is_taken_away() -> None:
             for item in one.call("ListPodSandbox").items:  # it had come to its end
                 one.remove_pod((item.id,))
             peers.wait_until(lambda: not one.network.addresses(), "the address is given back")
-        assert set(os.listdir("/run/netns")) <= before
+        peers.wait_until(lambda: set(os.listdir("/run/netns")) <= before, "so is the namespace")
 
 
 def test_a_renamed_log_is_followed() -> None:
