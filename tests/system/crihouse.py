@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import os
 import re
 import tempfile
 from collections.abc import Iterator
@@ -28,6 +29,7 @@ from teu.api.cri.v1 import cri_pb2_grpc
 
 PAUSE = "docker.io/library/pause:teu"
 PLUGINS = "/usr/lib/cni"
+NEWER = "/opt/newer-docker/usr"  # programs of Debian's next release, where the lab shows them
 SIZE = 32 << 20
 
 
@@ -206,13 +208,31 @@ def launch(daemon: TeuContainerd, folder: Path, more: str = "") -> None:
     )
 
 
+# runc for a lab without controllers: the newer containerd wants limits of pods, and cannot be told not to.
+UNLIMITED = f"""#!/usr/bin/python3
+import json, os, sys
+if "create" in sys.argv:
+    path = os.path.join(sys.argv[sys.argv.index("--bundle") + 1], "config.json")
+    with open(path) as file:
+        spec = json.load(file)
+    limits = spec["linux"].get("resources", {{}})
+    spec["linux"]["resources"] = {{key: limits[key] for key in ("devices",) if key in limits}}
+    with open(path, "w") as file:
+        json.dump(spec, file)
+os.execv("{NEWER}/sbin/runc", ["runc", *sys.argv[1:]])
+"""
+
+
 class TheirContainerd(peers.Containerd):
     """Debian's containerd with its CRI."""
 
-    def launch_cri(self, folder: Path) -> None:
+    def launch_cri(self, folder: Path, *, newer: bool = False, template: str = "") -> None:
+        """`newer`: that of Debian's next release, with its runc; `template`: of its network, which is in FOLDER/made.d
+        then."""
         config = self.run / "config.toml"
         controllers = Path("/sys/fs/cgroup/cgroup.controllers")
         controlled = controllers.exists() and "memory" in controllers.read_text().split()
+        configurations = folder / ("made.d" if template else "net.d")
         plugin = 'plugins."io.containerd.grpc.v1.cri"'
         config.write_text(
             f'version = 2\nroot = "{self.state}"\nstate = "{self.run}/state"\n[grpc]\n  address = "{self.address}"\n'
@@ -220,13 +240,22 @@ class TheirContainerd(peers.Containerd):
             # The namespace lab has no controllers, and lets nobody lower a score of the OOM killer: the pause container
             # wants both.
             f"  disable_cgroup = {'false' if controlled else 'true'}\n  restrict_oom_score_adj = true\n"
-            f'  [{plugin}.cni]\n    bin_dir = "{PLUGINS}"\n    conf_dir = "{folder}/net.d"\n'
+            f'  [{plugin}.cni]\n    bin_dir = "{PLUGINS}"\n    conf_dir = "{configurations}"\n'
+            f'    conf_template = "{template}"\n'
             f'  [{plugin}.registry]\n    config_path = "{folder}/certs.d"\n'
             f'  [{plugin}.containerd.runtimes.runc]\n    runtime_type = "io.containerd.runc.v2"\n'
         )
+        if newer:
+            program = folder / "runc"
+            program.write_text(UNLIMITED)
+            program.chmod(0o755)
+            with config.open("a") as file:
+                file.write(f'  [{plugin}.containerd.runtimes.runc.options]\n    BinaryName = "{program}"\n')
+        folders = f"{NEWER}/sbin:{NEWER}/bin:" if newer else ""
         self.start(
-            ["containerd", "--config", str(config), "--log-level", "info"],
+            [f"{NEWER}/bin/containerd" if newer else "containerd", "--config", str(config), "--log-level", "info"],
             lambda: self.address.exists() and peers.run(*self.client, "version", code=0),
+            {"PATH": folders + os.environ["PATH"]},
         )
         pause = folder / "pause.tar"
         peers.busybox_archive(pause, PAUSE, {"Cmd": ["sleep", "100000000"]})
@@ -255,8 +284,8 @@ def ours(more: str = "", version: str = "1.0.0") -> Iterator[Client]:
 
 
 @contextlib.contextmanager
-def both() -> Iterator[tuple[Client, Client]]:
-    """Ours and Debian's."""
+def both(*, newer: bool = False, template: str = "") -> Iterator[tuple[Client, Client]]:
+    """Ours and Debian's, or that of its next release; with the template of their networks, if there is one."""
     with tempfile.TemporaryDirectory(prefix="teu-cri-", dir="/run") as place:
         folder = Path(place)
         network = Network(folder)
@@ -266,9 +295,9 @@ def both() -> Iterator[tuple[Client, Client]]:
         open_ways(daemon)
         theirs = Client("containerd", daemon, folder / "own", network)
         try:
-            daemon.launch_cri(folder)
+            daemon.launch_cri(folder, newer=newer, template=template)
             daemon.load_busybox("k8s.io")
-            with ours() as mine:
+            with ours(f"  network-template: {template}\n" if template else "") as mine:
                 yield mine, theirs
         finally:
             theirs.clear()
