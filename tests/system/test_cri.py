@@ -103,6 +103,49 @@ def test_a_network_that_comes_and_goes_is_noticed() -> None:
         assert ready().status
 
 
+TEMPLATE = """{
+  "name": "teu-made", "cniVersion": "1.0.0",
+  "plugins": [
+    {
+      "type": "bridge", "bridge": "cni-made", "isGateway": true,
+      "ipam": {
+        "type": "host-local", "dataDir": "/run/teu-made",
+        "ranges": [{{range $i, $range := .PodCIDRRanges}}{{if $i}}, {{end}}[{"subnet": "{{$range}}"}]{{end}}],
+        "routes": [{{range $i, $route := .Routes}}{{if $i}}, {{end}}{"dst": "{{$route}}"}{{end}}]
+      }
+    }
+  ]
+}
+"""
+
+
+def test_a_network_is_made_of_a_template(tmp_path: Path) -> None:
+    tmp_path.joinpath("template").write_text(TEMPLATE)
+    with crihouse.both(template=str(tmp_path / "template")) as (one, theirs):
+        own = {one: one.folder / "net.d", theirs: theirs.folder.parent / "made.d"}
+        made = {client: folder / "10-containerd-net.conflist" for client, folder in own.items()}
+
+        def told(ranges: str) -> None:
+            for client in own:
+                client.call("UpdateRuntimeConfig", runtime_config={"network_config": {"pod_cidr": ranges}})
+
+        told("10.87.1.0/24")
+        assert not made[one].exists()  # it has a network
+        made[theirs].unlink()
+        (one.folder / "net.d/10-test.conflist").unlink()
+        told("")
+        assert not made[one].exists() and not made[theirs].exists()
+        told("10.87.0.0/24,fd00:87::/64")
+        assert made[one].read_text() == made[theirs].read_text()
+        pod = one.run_pod("made")
+        status = one.call("PodSandboxStatus", pod_sandbox_id=pod[0]).status
+        assert status.network.ip.startswith("10.87.0.") and status.network.additional_ips[0].ip.startswith("fd00:87:")
+        one.remove_pod(pod)
+        told("10.86.0.0/24")  # it has one now
+        assert "10.87.0.0" in made[one].read_text()
+    peers.run("ip", "link", "delete", "cni-made", code=None)
+
+
 def test_off_by_default() -> None:
     daemon = TeuContainerd()
     try:

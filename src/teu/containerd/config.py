@@ -9,6 +9,7 @@ FILE = "/etc/teu/containerd.yaml"
 
 _host_port = matching(r"(\[[0-9A-Fa-f:.]+\]|[^:/\s]+):\d{1,5}", "give HOST:PORT, such as 127.0.0.1:0")
 _path_or_none = matching(r"(/.*)?", "give an absolute path, such as /etc/teu/streaming.crt")
+_template = matching(r"(/.*)?", "give an absolute path, such as /etc/teu/network.template")
 _program = matching(r"((/\S*)?[^/\s]+)?", "give a program, such as crun or /usr/bin/crun")
 _shim = matching(r"(/\S+|\w+(\.[\w-]+)+)?", "give a runtime's name, such as io.containerd.runc.v2")
 _socket = matching(r"(unix://)?/.+", "give a socket, such as /run/teu/teud.sock")
@@ -87,6 +88,12 @@ KEYS = (
             Key("name", text, "containerd", "what the runtime is called in Kubernetes: the scheme of containers' ids"),
             Key("networks", path, "/etc/cni/net.d", "configurations of CNI, of which the first by name is the pods'"),
             Key("network-plugins", list_of(path), ["/opt/cni/bin", "/usr/lib/cni"], "folders of CNI's plugins"),
+            Key(
+                "network-template",
+                _template,
+                "",
+                "template of a configuration of CNI, for a node that has none when kubelet tells the pods' addresses",
+            ),
             Key("network-timeout", duration, 120.0, "a plugin that runs so long is killed"),
             Key(
                 "registries",

@@ -101,6 +101,14 @@ class Networks:
     def _network(self, configuration: Any) -> Network:
         return Network(configuration, folders=self._plugins, results=self._results, timeout=self._timeout)
 
+    def configured(self) -> bool:
+        """Whether there is a configuration that can be read."""
+        try:
+            self._folder.current()
+        except CniError:
+            return False
+        return True
+
     def add(self, pod: Pod) -> list[str]:
         """Attach a pod, whose network namespace is there; its addresses. Raises Unknown, in containerd's words."""
         self.collected.wait()

@@ -18,7 +18,7 @@ from google.protobuf import json_format
 from teu.api.cri.v1 import cri_pb2 as cri
 from teu.containerd.core.errors import Error, FailedPrecondition, InvalidArgument, NotFound, Unimplemented
 from teu.containerd.core.version import advertised
-from teu.containerd.cri import forward, metrics
+from teu.containerd.cri import forward, metrics, template
 from teu.containerd.cri.attach import Attaches
 from teu.containerd.cri.checkpoint import Checkpointer
 from teu.containerd.cri.containers import Containers
@@ -187,8 +187,13 @@ class RuntimeService:
     def UpdateRuntimeConfig(
         self, request: cri.UpdateRuntimeConfigRequest, call: Call
     ) -> cri.UpdateRuntimeConfigResponse:
-        """The node's range of addresses: it is the network plugin's, which has it from Kubernetes itself. As containerd
-        without a template of a network."""
+        """The ranges of the pods' addresses on this node. A network is made of them where there is a template for it
+        and no other network, as by containerd; else the network's plugin has them from Kubernetes itself.
+        INVALID_ARGUMENT, and FAILED_PRECONDITION for a template that is none."""
+        ranges = request.runtime_config.network_config.pod_cidr
+        given = self._context.config["cri"]["network-template"]
+        if ranges and given and not self._networks.configured():
+            template.write(given, self._context.config["cri"]["networks"], ranges)
         return cri.UpdateRuntimeConfigResponse()
 
     # pods
