@@ -5,6 +5,9 @@ images rely on them. Called by teud, by teu-ctr and by `teu-runc spec`.
 
 from __future__ import annotations
 
+import os
+import stat
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -71,6 +74,20 @@ def device_rules() -> list[dict[str, Any]]:
         {"allow": True, "type": "c", "major": major, "minor": minor, "access": "rwm"} for major, minor in DEVICES
     ]
     return [{"allow": False, "access": "rwm"}, *allowed]
+
+
+def device_node(path: str, inside: str) -> dict[str, Any]:
+    """An entry of linux.devices for a device of the host. OSError where there is none of that path."""
+    info = os.stat(path)
+    return {
+        "path": inside,
+        "type": "c" if stat.S_ISCHR(info.st_mode) else "b",
+        "major": os.major(info.st_rdev),
+        "minor": os.minor(info.st_rdev),
+        "fileMode": stat.S_IMODE(info.st_mode),
+        "uid": info.st_uid,
+        "gid": info.st_gid,
+    }
 
 
 def mount(destination: str, kind: str, source: str, *options: str) -> dict[str, Any]:

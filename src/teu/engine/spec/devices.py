@@ -28,20 +28,6 @@ def _rule(text: str) -> Object:
     return rule
 
 
-def _node(path: str, inside: str) -> Object:
-    info = os.stat(path)
-    kind = "c" if stat.S_ISCHR(info.st_mode) else "b"
-    return {
-        "path": inside,
-        "type": kind,
-        "major": os.major(info.st_rdev),
-        "minor": os.minor(info.st_rdev),
-        "fileMode": stat.S_IMODE(info.st_mode),
-        "uid": info.st_uid,
-        "gid": info.st_gid,
-    }
-
-
 def _is_device(path: str, follow: bool = True) -> bool:
     try:
         mode = os.stat(path, follow_symlinks=follow).st_mode
@@ -80,7 +66,11 @@ def check(host: HostConfig) -> None:
 def devices(host: HostConfig) -> tuple[list[Object], list[Object]]:
     """Nodes to make, and the cgroup's rules."""
     if host.privileged:
-        nodes = [_node(path, path) for path in _below("/dev") if path not in ("/dev/console", "/dev/ptmx", "/dev/tty")]
+        nodes = [
+            defaults.device_node(path, path)
+            for path in _below("/dev")
+            if path not in ("/dev/console", "/dev/ptmx", "/dev/tty")
+        ]
         return nodes, [{"allow": True, "access": "rwm"}]
     rules: list[Object] = defaults.device_rules()
     nodes = []
@@ -101,7 +91,7 @@ def _nodes(entry: Device) -> list[Object]:
         pairs = [(path, target + path[len(source) :]) for path in _below(source)]
     else:
         pairs = [(source, target)]
-    found = [_node(path, inside) for path, inside in pairs if _is_device(path)]
+    found = [defaults.device_node(path, inside) for path, inside in pairs if _is_device(path)]
     if not found:
         raise BadRequest(
             f'error gathering device information while adding custom device "{source}": '
