@@ -405,6 +405,8 @@ def _challenge(header: str) -> tuple[str, dict[str, str]]:
 class Registry:
     """`place` is where to ask in the place of the domain itself, which is then named in each request."""
 
+    resource = "repository"
+    """What tokens are asked for, by distribution's token specification; of plugins it is repository(plugin)."""
     challenges = 1  # that are answered for one request; a token that is kept elsewhere may be refused at first
 
     def __init__(
@@ -721,15 +723,13 @@ class Registry:
 
     # -- pulling -------------------------------------------------------------------------------
 
-    @staticmethod
-    def pull_scope(repository: str) -> str:
+    def pull_scope(self, repository: str) -> str:
         """What a token must allow to read a repository (distribution's token specification)."""
-        return f"repository:{repository}:pull"
+        return f"{self.resource}:{repository}:pull"
 
-    @staticmethod
-    def push_scope(repository: str) -> str:
+    def push_scope(self, repository: str) -> str:
         """What a token must allow to read and to write a repository."""
-        return f"repository:{repository}:pull,push"
+        return f"{self.resource}:{repository}:pull,push"
 
     def resolve(self, repository: str, reference: str) -> image_spec.Descriptor | None:
         """The descriptor of a tag or digest by a HEAD request; None where the registry does not say it all."""

@@ -31,14 +31,17 @@ def options(settings: Settings) -> distribution.Options:
     )
 
 
-def connect(settings: Settings, domain: str, auth: str) -> distribution.Registry:
+def connect(settings: Settings, domain: str, auth: str, resource: str = "") -> distribution.Registry:
+    """`resource`: what is asked for, where that is no image (distribution.Registry)."""
     try:
         credentials = distribution.credentials_from_header(auth)
-        return distribution.Registry(domain, credentials, options(settings))
+        registry = distribution.Registry(domain, credentials, options(settings))
     except ValueError as error:
         raise errors.BadRequest(str(error)) from None
     except distribution.RegistryError as error:
         raise errors.EngineError(str(error)) from None
+    registry.resource = resource or registry.resource
+    return registry
 
 
 class Mirrored(Registries):
@@ -48,17 +51,19 @@ class Mirrored(Registries):
         return failures[-1] if failures else super()._told(what, failures)
 
 
-def to_pull(settings: Settings, domain: str, auth: str) -> Registries:
+def to_pull(settings: Settings, domain: str, auth: str, resource: str = "") -> Registries:
     """What is asked for an image: of docker.io the mirrors first, which get no credentials. Each blob may come from
     another of them than the one before."""
-    registry = connect(settings, domain, auth)
+    registry = connect(settings, domain, auth, resource)
     members = []
     for mirror in registry.options.mirrors if domain == "docker.io" else ():
         parts = urlsplit(mirror if "//" in mirror else f"https://{mirror}")
         given = registry.options
         if parts.scheme == "http":
             given = given._replace(schemes=("http",), insecure=(*given.insecure, parts.netloc))
-        members.append((Place(), distribution.Registry(parts.netloc, None, given)))
+        mirror_ = distribution.Registry(parts.netloc, None, given)
+        mirror_.resource = registry.resource
+        members.append((Place(), mirror_))
     return Mirrored([*members, (Place(), registry)])
 
 
