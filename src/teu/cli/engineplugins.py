@@ -14,7 +14,7 @@ from teu.cli.errors import APIError, CommandError
 from teu.cli.inspect import show
 from teu.cli.networks import natural_key
 from teu.cli.options import Options, filters
-from teu.cli.prune import Cancelled, confirm
+from teu.cli.prune import confirm
 from teu.cli.registry import canonical, check_reference, refuse_trust, show_progress, split_tag
 from teu.oci import jsontext
 
@@ -97,7 +97,7 @@ def fetch(cli: Cli, options: Options, remote: str, path: str, local: str) -> Non
             values = " ".join(str(value) for value in privilege.get("Value") or ())
             cli.print(f" - {privilege['Name']}: [{values}]")
         if not confirm("Do you grant the above permissions?"):
-            raise Cancelled
+            raise CommandError(f"permission denied while installing plugin {reference}")
     query = {"remote": reference, "name": local}
     response = cli.client.open("POST", path, query, wanted, headers=header)
     sys.stdout.flush()
