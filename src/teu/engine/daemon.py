@@ -51,6 +51,7 @@ class Daemon:
         engine.pump.start()
         idle.take_back(going_down=self.woken_by_shutdown)
         engine.events.load(self._kept_events)
+        engine.plugins.load()
         engine.containers.load()
         engine.volumes.start()
         threading.Thread(target=sweep.run, args=(engine,), name="sweep", daemon=True).start()

@@ -22,6 +22,7 @@ from teu.engine.networks.hostfirewall import HostFirewall
 from teu.engine.networks.manager import Networks
 from teu.engine.networks.options import Defaults
 from teu.engine.networks.store import Store
+from teu.engine.plugins.store import Plugins
 from teu.engine.streams.pump import Pump
 from teu.engine.volumes.store import Volumes
 
@@ -57,6 +58,10 @@ class Engine:
         self.endpoints = Endpoints(store, self.containers, self.events, self.exec_root, self.stopping, host)
         self.networks = Networks(store, self.endpoints, self.containers, self.events)
         self.volumes = Volumes(f"{self.data_root}/volumes", self.containers, self.database, self.events)
+        users = (self.containers, self.volumes, self.networks)
+        folders = (self.data_root, self.exec_root)
+        self.plugins = Plugins(config, folders, users, self.events, self.boot, self.stopping)
+        self.plugins.client.untidy = self.containerd.untidy
 
     def close(self) -> None:
         """Nothing of it works any more, and what it has open is closed; what containers have stays theirs. Twice is
@@ -64,6 +69,7 @@ class Engine:
         self.stopping.set()
         self.pump.stop()
         self.containerd.close()
+        self.plugins.close()
         self.builder.close()
         self.endpoints.close()
         self.database.close()

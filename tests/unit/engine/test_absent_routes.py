@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Routes of swarm and of managed plugins, OPTIONS, and routes that a version does not have yet."""
+"""Routes of swarm, OPTIONS, and routes that a version does not have yet."""
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import pytest
@@ -40,17 +39,6 @@ def test_all_of_swarm_is_unavailable() -> None:
 @pytest.mark.parametrize(
     ("method", "target", "error"),
     [
-        ("GET", "/plugins/some/one:latest/json", NotFound),
-        ("DELETE", "/plugins/one?force=1", NotFound),
-        ("POST", "/plugins/some/one/enable?timeout=1", NotFound),
-        ("POST", "/plugins/one/disable", NotFound),
-        ("POST", "/plugins/one/set", NotFound),
-        ("POST", "/plugins/one/push", NotFound),
-        ("POST", "/plugins/one/upgrade?remote=x", NotFound),
-        ("POST", "/plugins/pull?remote=x", Unsupported),
-        ("POST", "/plugins/create?name=x", Unsupported),
-        ("GET", "/plugins/privileges?remote=x", Unsupported),
-        ("GET", '/plugins?filters={"colour":["blue"]}', BadRequest),
         ("GET", "/containers/x/checkpoints?dir=/x", Unsupported),
         ("POST", "/containers/x/checkpoints", Unsupported),
         ("DELETE", "/containers/x/checkpoints/y", Unsupported),
@@ -65,7 +53,6 @@ def test_what_cannot_be_had_is_said(method: str, target: str, error: type[Engine
 
 
 def test_what_is_answered() -> None:
-    assert json.loads(ask("GET", '/plugins?filters={"enabled":["true"]}').body) == []
     for path in ("/", "/containers/json", "/any/thing"):
         answer = ask("OPTIONS", path) if path != "/" else Response(200)
         assert (answer.status, answer.body) == (200, b"")

@@ -102,7 +102,11 @@ def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[House]:
         return stream(produce(), done=lambda: made.done.append("closed"))
 
     engine: Any = types.SimpleNamespace(
-        ready=threading.Event(), stopping=threading.Event(), failure=None, config=made.config
+        ready=threading.Event(),
+        stopping=threading.Event(),
+        failure=None,
+        config=made.config,
+        plugins=types.SimpleNamespace(withdrawn=set()),
     )
     engine.ready.set()
     listener = socket.socket(socket.AF_UNIX)

@@ -22,6 +22,7 @@ FLOORS = (
     "streams",
     "containers",
     "images networks volumes",
+    "plugins",
     "engine",
     "files",
     "spec",

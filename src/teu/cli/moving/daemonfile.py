@@ -76,7 +76,7 @@ SAME = (
 ALWAYS = {
     "containerd": "teud has a containerd of its own",
     "containerd-namespace": "teud has a containerd of its own",
-    "containerd-plugin-namespace": "teud has no plugins in containers",
+    "containerd-plugin-namespace": "managed plugins are in the namespace plugins.teu",
     "data-root": "docker's folder stays docker's; images, volumes and containers are taken over from it",
     "exec-root": "docker's folder stays docker's",
     "experimental": "nothing here is behind it",

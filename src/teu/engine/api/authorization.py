@@ -26,11 +26,11 @@ SECRET = ("authorization", "x-registry-config", "x-registry-auth")
 
 
 class Authorization:
-    """One request's way through the plugins."""
+    """One request's way through the plugins, by their `names`."""
 
     def __init__(self, names: Sequence[str], user: str, target: str, request: Request) -> None:
         """`target`: the request's, as it came, with its version and query."""
-        self._names = names
+        self.names = names
         self._request = request
         self._target = target
         self._asked: dict[str, Any] = {
@@ -80,7 +80,7 @@ class Authorization:
         return data
 
     def _all(self, method: str) -> None:
-        for name in self._names:
+        for name in self.names:
             try:
                 answer = plugins.get(name, KIND).call(method, self._asked)
             except EngineError as error:

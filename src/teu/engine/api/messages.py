@@ -19,7 +19,7 @@ from teu.engine.core import versions
 from teu.engine.core.departure import NOBODY, Departure
 from teu.engine.core.errors import BadRequest, TimedOut, TooLarge
 from teu.engine.core.fields import FALSE
-from teu.engine.core.kinds import Shape, loads, natural, whole_characters
+from teu.engine.core.kinds import ListOf, Shape, loads, natural, whole_characters
 
 if TYPE_CHECKING:
     from teu.engine.images.transfer import Message
@@ -111,6 +111,19 @@ class Request:
 
     def json(self, optional: bool = False) -> dict[str, object]:
         """The body as a JSON object; empty is {} when optional."""
+        value = self._value(optional)
+        if value is None:
+            return {}
+        if not isinstance(value, dict):
+            raise BadRequest(f"the request body is a JSON {type(value).__name__}; an object is expected")
+        return value
+
+    def items(self, kind: ListOf[T]) -> list[T]:
+        """The body as a JSON list of this kind; empty, or null, is []."""
+        return kind.read(self._value(optional=True), "") or []
+
+    def _value(self, optional: bool) -> object:
+        """The body as JSON; None for null, and when optional for nothing."""
         kind = self.headers.get("content-type", "").split(";")[0].strip().lower()
         if not kind and (self.headers.get("content-length", "0") != "0" or "transfer-encoding" in self.headers):
             raise BadRequest("the Content-Type header is missing: a body must be 'application/json'")
@@ -131,17 +144,12 @@ class Request:
         text = b"".join(chunks)
         if not text.strip():
             if optional:
-                return {}
+                return None
             raise BadRequest("the request body is empty; a JSON object is expected")
         try:
-            value = loads(text)
+            return loads(text)
         except ValueError as error:
             raise BadRequest(_not_json(error)) from None
-        if value is None:
-            return {}
-        if not isinstance(value, dict):
-            raise BadRequest(f"the request body is a JSON {type(value).__name__}; an object is expected")
-        return value
 
     def decode(self, kind: Shape[T], optional: bool = False, heed: str = "") -> T:
         """The body as an object of this kind, of what was given of its fields, with their types. `heed`: which of the

@@ -29,6 +29,7 @@ MODULES = (
     "images",
     "networks",
     "volumes",
+    "plugins",
     "builds",
     "debug",
 )

@@ -34,6 +34,7 @@ from teu.engine.core import fields, versions
 from teu.engine.core.departure import Departure
 from teu.engine.core.errors import BadRequest, EngineError, TimedOut, Unavailable
 from teu.engine.core.kinds import whole_characters
+from teu.engine.core.managed import KNOWN
 from teu.linux import memory
 
 if TYPE_CHECKING:
@@ -316,7 +317,7 @@ class _Connection:
         request = Request(
             method, unquote(path), query, headers, body, version, Departure(self.gone), self._hangup, pairs
         )
-        if names := engine.config.get("authorization-plugins"):
+        if names := self._authorities():
             return self._authorized(names, target, request, lambda: self._handle(pattern, request, handler, arguments))
         return self._handle(pattern, request, handler, arguments)
 
@@ -332,6 +333,15 @@ class _Connection:
             self.server.engine.figures.took(action, time.monotonic() - began)
         return response
 
+    def _authorities(self) -> list[str]:
+        """The plugins that are asked; of those that the engine manages itself none that was disabled by a request,
+        which they have allowed."""
+        engine = self.server.engine
+        names: list[str] = engine.config.get("authorization-plugins") or []
+        if names and engine.plugins.withdrawn:
+            return [name for name in names if KNOWN.named(name) not in engine.plugins.withdrawn]
+        return names
+
     def _authorized(self, names: list[str], target: str, request: Request, handle: Callable[[], Response]) -> Response:
         """The handler's answer, where the plugins of these names allow the request and the answer."""
         from teu.engine.api.authorization import Authorization  # 17 ms, where plugins are configured
@@ -342,6 +352,7 @@ class _Connection:
         if body:
             request.body = io.BytesIO(body)
         response = handle()
+        asked.names = self._authorities()  # it may have disabled one of them
         asked.answer(response)
         return response
 

@@ -53,6 +53,7 @@ class Boot:
         self._marker = host.Marker(data_root)
         self._lock = threading.Lock()
         self._waiting: set[str] = set()
+        self._others: set[str] = set()
         # Left by an engine that went because nothing was to do: this one goes on where it was.
         self._idle = f"{exec_root}/idle"
         self.resumed = False
@@ -63,7 +64,7 @@ class Boot:
             os.unlink(self._idle)
             self.resumed = True
         with self._lock:
-            self._waiting = {container.id for container in containers if _at_boot(container)}
+            self._waiting = {container.id for container in containers if _at_boot(container)} | self._others
             self._marker.put(bool(self._waiting))
 
     def before(self, container: Container) -> None:
@@ -81,6 +82,13 @@ class Boot:
     def forget(self, container: Container) -> None:
         with self._lock:
             self._waiting.discard(container.id)
+            self._marker.put(bool(self._waiting))
+
+    def keep(self, identity: str, wanted: bool) -> None:
+        """Something else than a container that runs again with the engine, or does not. Before `load`, too."""
+        with self._lock:
+            for some in (self._waiting, self._others):
+                (some.add if wanted else some.discard)(identity)
             self._marker.put(bool(self._waiting))
 
     def leave_idle(self) -> None:

@@ -7,7 +7,8 @@
 
 A request is a POST to /METHOD with a JSON object, and so is the answer. The first one is Plugin.Activate, which says
 what the plugin implements. A plugin that is there and does not listen yet is waited for; one whose answer does not come
-is given up. Called by the network driver remote, by the remote pools of addresses, and by the log and volume drivers of
+is given up. One that the engine manages itself (core/managed.py) has precedence, and is not asked what it
+implements. Called by the network driver remote, by the remote pools of addresses, and by the log and volume drivers of
 plugins, and imported with the first of those.
 """
 
@@ -28,7 +29,8 @@ import urllib.parse
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from teu.engine.core.errors import BadRequest, EngineError, NotFound
+from teu.engine.core.errors import BadRequest, Conflict, EngineError, NotFound
+from teu.engine.core.managed import KNOWN, Managed
 
 log = logging.getLogger("teu.engine")
 
@@ -42,6 +44,7 @@ WAIT_SECONDS = 30.0
 """How long a plugin that does not listen is waited for, with pauses of 1, 2, 4 and 8 seconds between."""
 ANSWER_SECONDS = 120.0
 LONGEST_ANSWER = 4 << 20
+SUN_PATH = 107  # bytes of a unix socket's address
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:+-]*\Z")
 
@@ -89,6 +92,8 @@ class Place(NamedTuple):
 
 def find(name: str) -> Place | None:
     """Where the plugin of that name is; None where there is none. Raises EngineError where a specification is none."""
+    if (managed := KNOWN.find(name)) is not None:
+        return Place("unix", managed.socket)
     if not _NAME.match(name):
         return None
     for path in _paths(SOCKETS, name, ".sock"):
@@ -153,7 +158,7 @@ class _Connection(http.client.HTTPConnection):
         if self._place.scheme == "unix":
             self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
             self.sock.settimeout(self.timeout)
-            self.sock.connect(self._place.address)
+            connect(self.sock, self._place.address)
             return
         super().connect()
         if self._place.scheme == "https":
@@ -173,17 +178,31 @@ def _trust(tls: dict[str, Any]) -> ssl.SSLContext:
     return result
 
 
+def connect(to: socket.socket, path: str) -> None:
+    """connect(2), also where the path is longer than an address may be. Raises OSError."""
+    if len(os.fsencode(path)) <= SUN_PATH:
+        to.connect(path)
+        return
+    folder = os.open(os.path.dirname(path), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        to.connect(f"/proc/self/fd/{folder}/{os.path.basename(path)}")
+    finally:
+        os.close(folder)
+
+
 def _end(connection: socket.socket) -> None:
     with contextlib.suppress(OSError):
         connection.shutdown(socket.SHUT_RDWR)
 
 
 class Plugin:
-    """A plugin that has said what it implements. `capabilities`: of what it implements, as far as that was asked."""
+    """A plugin that has said what it implements. `capabilities`: of what it implements, as far as that was asked.
+    `managed`: of the engine itself."""
 
-    def __init__(self, name: str, place: Place) -> None:
+    def __init__(self, name: str, place: Place, managed: Managed | None = None) -> None:
         self.name = name
         self.place = place
+        self.managed = managed
         self.implements: tuple[str, ...] = ()
         self.capabilities: dict[str, dict[str, Any]] = {}
 
@@ -192,7 +211,7 @@ class Plugin:
     ) -> dict[str, Any]:
         """Ask: the answer's members. `patient`: wait for one that does not listen; `seconds`: for its answer, or
         ANSWER_SECONDS. Raises PluginError."""
-        limit = seconds or ANSWER_SECONDS
+        limit = seconds or (self.managed.seconds if self.managed else 0.0) or ANSWER_SECONDS
         sent = b"" if body is None else json.dumps(body).encode() + b"\n"
         began = time.monotonic()
         pause = 1.0
@@ -264,6 +283,9 @@ _lock = threading.Lock()
 def get(name: str, kind: str, patient: bool = True, seconds: float = 0.0) -> Plugin:
     """The plugin of that name, which implements a kind: NETWORKS, ADDRESSES, LOGS or VOLUMES. One that was not asked
     before is asked as `call` does. Raises NotFound, PluginError."""
+    managed = KNOWN.find(name)
+    if managed is not None:
+        return _managed(name, managed, kind, patient, seconds)
     place = find(name)
     if place is None:
         raise NotFound(f'plugin "{name}" not found')
@@ -286,6 +308,27 @@ def get(name: str, kind: str, patient: bool = True, seconds: float = 0.0) -> Plu
             f"legacy plugin: Plugin does not implement the requested driver:"
             f' plugin="{name}", requested implementation="{kind}"'
         )
+    return plugin
+
+
+def _managed(name: str, managed: Managed, kind: str, patient: bool, seconds: float) -> Plugin:
+    """`get`, of a plugin of the engine's: its configuration says what it implements. Raises Conflict, EngineError."""
+    if not managed.enabled:
+        raise Conflict(f"plugin {name} found but disabled")
+    if kind.lower() not in managed.kinds:
+        raise EngineError(f'plugin does not provide "{kind.lower()}" capability')
+    with _lock:
+        plugin = _known.get(managed.name)
+    if plugin is None or plugin.managed != managed:
+        plugin = Plugin(managed.name, Place("unix", managed.socket), managed)
+        plugin.implements = tuple(
+            each for each in (NETWORKS, ADDRESSES, LOGS, VOLUMES) if each.lower() in managed.kinds
+        )
+        for each in (NETWORKS, ADDRESSES):
+            if each in plugin.implements:
+                plugin.capabilities[each] = _capabilities(plugin, each, patient, seconds)
+        with _lock:
+            _known[managed.name] = plugin
     return plugin
 
 

@@ -117,6 +117,13 @@ def layers(
     return chains[-1] if chains else ""
 
 
+def single(
+    client: Client, snapshotter: str, layer: Descriptor, parent: str, name: str, lease: str, departure: Departure
+) -> None:
+    """One layer over a snapshot, as a committed one of any name; what its content's digest is nobody says."""
+    _apply(client, snapshotter, layer, "", parent, name, lease, departure)
+
+
 def _keep(client: Client, snapshotter: str, lease: str, chain: str) -> None:
     from teu.api.services.leases.v1 import leases_pb2
 
@@ -177,7 +184,7 @@ def _extract(
             applied = client.diff.Apply(request, timeout=LAYER_SECONDS, lease=lease, on_cancel=departure.during).applied
         except containerd.Error as error:
             raise type(error)(f"failed to register layer: {error}") from None
-        if applied.digest != diff_id:
+        if diff_id and applied.digest != diff_id:
             raise EngineError(
                 f"failed to register layer: wrong diff id calculated on extraction of {layer['digest']}: "
                 f"{applied.digest}, the image configuration says {diff_id}"
@@ -197,7 +204,7 @@ def _extract(
     except BaseException:
         _remove(client, snapshotter, key)
         raise
-    content.label(client, layer["digest"], {UNCOMPRESSED: diff_id})
+    content.label(client, layer["digest"], {UNCOMPRESSED: applied.digest})
 
 
 def _remove(client: Client, snapshotter: str, key: str) -> None:

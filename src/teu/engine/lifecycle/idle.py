@@ -9,6 +9,8 @@
     its health        the checks are run here: it stays; so it does for further processes, and while it restarts
     its log           a driver that sends to others has a connection, or memory, here: it stays
 
+A managed plugin that is enabled is started again from here, and its output is read here: the engine stays.
+
 Called by the daemon, when nobody has been connected for a while.
 """
 
@@ -62,8 +64,10 @@ def needs(engine: Engine, container: Container, seconds: float) -> str:
 
 
 def idle(engine: Engine, seconds: float) -> bool:
-    """Whether no container needs the engine."""
-    return not any(needs(engine, container, seconds) for container in engine.containers.all())
+    """Whether no container needs the engine, and no managed plugin."""
+    return not engine.plugins.needs_engine() and not any(
+        needs(engine, container, seconds) for container in engine.containers.all()
+    )
 
 
 def all_run(engine: Engine) -> bool:

@@ -51,7 +51,8 @@ class Monitor:
         from teu.api.types import event_pb2
 
         client = self.engine.containerd
-        request = events_pb2.SubscribeRequest(filters=[f"namespace=={client.namespace},topic~=|^/tasks/|"])
+        spaces = (client.namespace, self.engine.plugins.client.namespace)
+        request = events_pb2.SubscribeRequest(filters=[f"namespace=={each},topic~=|^/tasks/|" for each in spaces])
         first = True
         while not self.engine.stopping.is_set():
             stream = None
@@ -86,6 +87,10 @@ class Monitor:
 
     def reconcile(self) -> None:
         """One question for all; only who looks stopped is asked about again, under its lock."""
+        try:
+            self.engine.plugins.look()
+        except containerd.Error as error:
+            log.info("the tasks of plugins cannot be listed: %s", error)
         running = [container for container in self.engine.containers.all() if container.running and container.pid]
         if not running:
             return
@@ -109,6 +114,9 @@ class Monitor:
 
         if envelope.topic == "/tasks/exit":
             event = task_pb2.TaskExit.FromString(envelope.event.value)
+            if envelope.namespace == self.engine.plugins.client.namespace:
+                self.engine.plugins.ended(event.container_id)
+                return
             container = self.engine.containers.find(event.container_id)
             if container is None:
                 return

@@ -60,6 +60,7 @@ FIRST_SECONDS = 5.0
 def recover(engine: Engine, monitor: Monitor, restore: Restore) -> None:
     """Before the first request: what runs is known to run, and what has ended to have ended. The rest follows in the
     background, as would the endings of very many."""
+    engine.plugins.recover()
     if not engine.containers.all() and not os.path.isdir(f"{engine.data_root}/containers"):
         # A first start: no need to wake containerd for it.
         Path(f"{engine.data_root}/containers").mkdir(mode=0o710)

@@ -24,6 +24,7 @@ log = logging.getLogger("teu.engine")
 
 # How long until mounts that could not be had are tried again.
 AGAIN_FIRST, AGAIN_LONGEST = 1.0, 60.0
+PLUGIN_SECONDS = 60.0  # that containers wait for the managed plugins, which they may need
 
 
 class Restore:
@@ -38,6 +39,7 @@ class Restore:
             return
         with self._busy():
             self._ready()
+            self._engine.plugins.started.wait(PLUGIN_SECONDS)
             for container in sorted(containers, key=_joins_others):
                 if self._engine.stopping.is_set() or host.is_going_down():
                     return

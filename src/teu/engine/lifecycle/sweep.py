@@ -60,6 +60,7 @@ def sweep(engine: Engine, start: bool) -> bool:
         _leases(engine)
         if engine.ready.is_set() and not start:
             recovery.sweep(engine)
+            engine.plugins.sweep()
     except containerd.Error as error:
         if not engine.stopping.is_set():
             log.warning("what was left half made in containerd could not be cleaned up: %s", error)

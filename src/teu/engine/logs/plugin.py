@@ -28,6 +28,7 @@ from typing import IO, Any
 
 from teu.engine.core import plugins
 from teu.engine.core.errors import BadRequest, EngineError, NotFound
+from teu.engine.core.managed import KNOWN
 from teu.engine.core.plugins import member, section
 from teu.engine.core.times import NEVER, timestamp
 from teu.engine.logs.driver import Driver, LogSource, Piece, Selection, check_attributes, described
@@ -91,8 +92,10 @@ class _Fifo:
         with self._lock:
             if self._descriptor >= 0:
                 return
-        os.makedirs(FOLDER, 0o700, exist_ok=True)
-        prefix = f"{FOLDER}/{self._source.id[:32]}"
+        managed = KNOWN.find(self._source.type)
+        folder = managed.logging if managed is not None else FOLDER
+        os.makedirs(folder, 0o700, exist_ok=True)
+        prefix = f"{folder}/{self._source.id[:32]}"
         for stale in glob.glob(prefix + "*"):  # of an engine that was killed
             os.unlink(stale)
         path = prefix + secrets.token_hex(16)
@@ -101,7 +104,7 @@ class _Fifo:
         descriptor = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
             plugin = plugins.get(self._source.type, plugins.LOGS)
-            plugin.call(f"{plugins.LOGS}.StartLogging", {"File": path, "Info": _told(self._source)})
+            plugin.call(f"{plugins.LOGS}.StartLogging", {"File": _seen(path), "Info": _told(self._source)})
         except BaseException as error:
             os.close(descriptor)
             os.unlink(path)
@@ -144,13 +147,18 @@ class _Fifo:
             deadline = time.monotonic() + DRAIN_SECONDS
             while time.monotonic() < deadline and _waiting(descriptor):
                 time.sleep(0.01)
-            plugins.get(self._source.type, plugins.LOGS).call(f"{plugins.LOGS}.StopLogging", {"File": path})
+            plugins.get(self._source.type, plugins.LOGS).call(f"{plugins.LOGS}.StopLogging", {"File": _seen(path)})
         except EngineError as error:
             log.warning("container %s: its log plugin does not stop: %s", self._source.name, error)
         finally:
             os.close(descriptor)
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)
+
+
+def _seen(path: str) -> str:
+    """A FIFO as the plugin sees it: a managed one has a folder of its own at the place of all others' FIFOs."""
+    return f"{FOLDER}/{os.path.basename(path)}"
 
 
 def _waiting(descriptor: int) -> int:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from teu.engine.core.errors import BadRequest, Conflict, EngineError, Forbidden, NotFound
 from teu.engine.core.fields import SubnetAsked
+from teu.engine.core.managed import KNOWN
 from teu.engine.networks import ipam, requests
 from teu.engine.networks.model import OWN_IPAM, PREDEFINED, Network
 from teu.engine.networks.records import NetworkRecord, Subnet
@@ -85,7 +86,7 @@ class Networks:
         if asked.name in PREDEFINED or asked.name == "default":
             raise Forbidden(f"operation is not permitted on predefined {asked.name} network")
         requests.check_network(asked)
-        name = asked.driver or requests.DEFAULT_DRIVER
+        name = KNOWN.named(asked.driver or requests.DEFAULT_DRIVER)
         if asked.config_only:
             return self._configuration(asked, name), ""
         driver = self._endpoints.drivers[name]

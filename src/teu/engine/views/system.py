@@ -15,6 +15,7 @@ from teu.config import Settings
 from teu.engine.builds.builder import CacheRecord
 from teu.engine.containers import hostconfig
 from teu.engine.core import times, versions
+from teu.engine.core.managed import NETWORKS
 from teu.engine.logs import registry as log_drivers
 from teu.engine.networks.drivers import registry as network_drivers
 from teu.engine.spec import device_requests
@@ -133,7 +134,11 @@ def info(engine: Engine, version: versions.Version) -> dict[str, object]:
         "Plugins": {
             "Volume": engine.volumes.drivers(),
             "Network": sorted(
-                {*network_drivers.NAMES, *(one.driver for one in engine.networks.all() if not one.damage)}
+                {
+                    *network_drivers.NAMES,
+                    *(one.driver for one in engine.networks.all() if not one.damage),
+                    *engine.plugins.names(NETWORKS),
+                }
             ),
             "Authorization": list(engine.config["authorization-plugins"]) or None,
             "Log": list(log_drivers.DRIVERS),
@@ -198,7 +203,7 @@ def info(engine: Engine, version: versions.Version) -> dict[str, object]:
         "FirewallBackend": {"Driver": "nftables", "Info": engine.endpoints.host.describe()},
         "Containerd": {
             "Address": engine.containerd.address,
-            "Namespaces": {"Containers": engine.containerd.namespace, "Plugins": ""},
+            "Namespaces": {"Containers": engine.containerd.namespace, "Plugins": engine.plugins.client.namespace},
         },
         "Warnings": warnings or None,
     }

@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from teu.engine.containers.state import MountPoint
 from teu.engine.core.errors import BadRequest, Conflict, EngineError, NotFound
+from teu.engine.core.managed import KNOWN
 from teu.engine.core.times import timestamp
 from teu.engine.volumes import records
 from teu.engine.volumes.drivers import registry
@@ -210,7 +211,8 @@ class Volumes:
             name = uuid.uuid4().hex + uuid.uuid4().hex
             labels[ANONYMOUS_LABEL] = ""
             driver = driver or registry.DEFAULT
-        named = driver
+        said, named = driver, KNOWN.named(driver) if driver else ""
+        driver = named
         if not driver:
             check_name(name)
             if self._row(name) is None and (found := self._elsewhere(name)) is not None:
@@ -218,8 +220,8 @@ class Volumes:
         driver = driver or registry.DEFAULT
         try:
             options = self._drivers[driver].check(options or {})
-        except NotFound as error:
-            raise NotFound(f"create {name}: error looking up volume plugin {driver}: {error}") from None
+        except (NotFound, Conflict) as error:
+            raise type(error)(f"create {name}: error looking up volume plugin {said or driver}: {error}") from None
         check_name(name)  # behind the driver, as docker has it
         with self._alone(name):
             record = self._record(name)

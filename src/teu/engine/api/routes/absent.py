@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Routes of what is not here: swarm's, which are answered as by a dockerd that is in no swarm, those of managed
-plugins, of which there are none, and those of checkpoints, which dockerd has in its experimental mode alone. Called by
-the router.
+"""Routes of what is not here: swarm's, which are answered as by a dockerd that is in no swarm, and those of
+checkpoints, which dockerd has in its experimental mode alone. Called by the router.
 
 A status counts here: for many clients 404 is "there is no such service", and "page not found" an engine that is broken.
 """
@@ -10,14 +9,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from teu.engine.api.messages import Request, Response, json_response
+from teu.engine.api.messages import Request, Response
 from teu.engine.api.router import route
-from teu.engine.core.errors import BadRequest, NotFound, Unavailable, Unsupported
+from teu.engine.core.errors import Unavailable, Unsupported
 
 if TYPE_CHECKING:
     from teu.engine.engine import Engine
-
-PLUGIN_FILTERS = ("capability", "enabled")
 
 
 def _no_swarm(engine: Engine, request: Request, **names: str) -> Response:
@@ -48,31 +45,6 @@ def leave(engine: Engine, request: Request) -> Response:
 @route("PUT", "/volumes/{name}")
 def update_volume(engine: Engine, request: Request, name: str) -> Response:
     raise Unavailable("volume update only valid for cluster volumes, but swarm is unavailable")
-
-
-@route("GET", "/plugins")
-def plugins(engine: Engine, request: Request) -> Response:
-    for name in request.query.filters():
-        if name not in PLUGIN_FILTERS:
-            raise BadRequest(f"invalid filter '{name}'")
-    return json_response([])
-
-
-def _no_such_plugin(engine: Engine, request: Request, name: str) -> Response:
-    raise NotFound(f'plugin "{name}" not found')
-
-
-def _no_managed_plugins(engine: Engine, request: Request) -> Response:
-    raise Unsupported("managed plugins are not supported: install the plugin as a service of the host, with its socket")
-
-
-route("GET", "/plugins/privileges")(_no_managed_plugins)
-route("POST", "/plugins/pull")(_no_managed_plugins)
-route("POST", "/plugins/create")(_no_managed_plugins)
-route("GET", "/plugins/{name:path}/json")(_no_such_plugin)
-route("DELETE", "/plugins/{name:path}")(_no_such_plugin)
-for _verb in ("enable", "disable", "push", "upgrade", "set"):
-    route("POST", f"/plugins/{{name:path}}/{_verb}")(_no_such_plugin)
 
 
 def _no_checkpoints(engine: Engine, request: Request, name: str, checkpoint: str = "") -> Response:

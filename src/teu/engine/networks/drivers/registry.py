@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
+from teu.engine.core.managed import KNOWN
 from teu.engine.networks.drivers.bridge import Bridge
 from teu.engine.networks.drivers.driver import Context, Driver
 from teu.engine.networks.drivers.host import Host
@@ -65,6 +66,7 @@ class Drivers(Mapping[str, Driver]):
         """The driver of that name where it is not one of ours."""
         if name in NAMES:
             return None
+        name = KNOWN.named(name)
         if name not in self._plugins:
             from teu.engine.networks.drivers.remote import Remote  # 18 ms of the daemon's start
 

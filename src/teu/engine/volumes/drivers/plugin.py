@@ -29,6 +29,7 @@ from typing import Any, NamedTuple
 
 from teu.engine.core import plugins
 from teu.engine.core.errors import BadRequest, EngineError
+from teu.engine.core.managed import KNOWN
 from teu.engine.core.plugins import VOLUMES, PluginError, member, section, words
 
 FOLDER = ".plugins"
@@ -55,6 +56,7 @@ class Remote:
         self.name = name
         self._folder = f"{root}/{FOLDER}"
         self._silent_until = 0.0
+        self._start = 0  # of a managed plugin, when it was asked last
 
     def _call(self, method: str, body: dict[str, Any]) -> dict[str, Any]:
         """Raises NotFound where there is no such plugin, PluginError where it refuses."""
@@ -64,6 +66,9 @@ class Remote:
 
     def _look(self, method: str, body: dict[str, Any]) -> dict[str, Any]:
         """Ask one that need not be there. Raises EngineError."""
+        managed = KNOWN.find(self.name)
+        if managed is not None and managed.start != self._start:
+            self._start, self._silent_until = managed.start, 0.0  # it is another process
         if time.monotonic() < self._silent_until:
             raise PluginError(f"the plugin {self.name} has not answered before", silent=True)
         try:
@@ -74,11 +79,16 @@ class Remote:
                 self._silent_until = time.monotonic() + SILENT_SECONDS
             raise
 
+    def _place(self, answer: dict[str, Any]) -> str:
+        """Where the host sees a volume: a managed plugin tells where it sees it itself."""
+        path, managed = words(answer, "Mountpoint"), KNOWN.find(self.name)
+        return managed.on_host(path) if managed is not None else path
+
     def seen(self, name: str) -> Seen | None:
         """What the plugin says now of a volume; None where it has none, or says nothing."""
         try:
             found = section(self._look("Get", {"Name": name}), "Volume")
-            return Seen(words(found, "Mountpoint"), section(found, "Status"))
+            return Seen(self._place(found), section(found, "Status"))
         except EngineError:
             return None
 
@@ -92,7 +102,7 @@ class Remote:
         except EngineError:
             return {}
         found = [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
-        return {name: words(row, "Mountpoint") for row in found if (name := words(row, "Name"))}
+        return {name: self._place(row) for row in found if (name := words(row, "Name"))}
 
     def check(self, options: dict[str, str]) -> dict[str, str]:
         plugins.get(self.name, VOLUMES)
@@ -103,7 +113,7 @@ class Remote:
         if found is None:
             self._call("Create", {"Name": name, "Opts": options})
         try:
-            place = words(found if found is not None else self._find(name) or {}, "Mountpoint")
+            place = self._place(found if found is not None else self._find(name) or {})
             known = self._read(name)
             self._write(name, {**known, "Mountpoint": place or known.get("Mountpoint", ""), "Scope": self._scope()})
         except BaseException:
@@ -162,7 +172,7 @@ class Remote:
         held = {**before, "ID": identity, "Boot": _boot()}
         self._write(name, {**held, "Doubt": "Mount"})
         try:
-            place = words(self._call("Mount", {"Name": name, "ID": identity}), "Mountpoint")
+            place = self._place(self._call("Mount", {"Name": name, "ID": identity}))
         except EngineError as error:
             if not (isinstance(error, PluginError) and error.silent):
                 self._write(name, before)

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from teu.engine.core.managed import KNOWN, VOLUMES
 from teu.engine.volumes.drivers.driver import Driver
 from teu.engine.volumes.drivers.local import Local
 
@@ -35,6 +36,7 @@ class Drivers:
 
     def plugin(self, name: str) -> Remote:
         """The driver of a plugin."""
+        name = KNOWN.named(name)
         with self._lock:
             if name not in self._plugins:
                 from teu.engine.volumes.drivers.plugin import Remote  # 13 ms: HTTP and TLS, for hosts with a plugin
@@ -44,8 +46,9 @@ class Drivers:
 
     def plugins(self) -> list[Remote]:
         """Those that are there now, and may have volumes."""
-        if not any(os.path.isdir(folder) and os.listdir(folder) for folder in FOLDERS):
-            return []
-        from teu.engine.core.plugins import names  # 13 ms, as above
+        found = KNOWN.enabled(VOLUMES)
+        if any(os.path.isdir(folder) and os.listdir(folder) for folder in FOLDERS):
+            from teu.engine.core.plugins import names  # 13 ms, as above
 
-        return [self.plugin(name) for name in names() if name not in DRIVERS]
+            found += [name for name in names() if KNOWN.find(name) is None]
+        return [self.plugin(name) for name in found if name not in DRIVERS]
