@@ -33,9 +33,7 @@ def options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="of all choices (default: another each time)")
     parser.add_argument("--clients", type=int, default=4, metavar="K", help="at work at the same time (default: 4)")
     parser.add_argument("--rate", type=float, default=20, metavar="R", help="kills a minute (default: 20)")
-    parser.add_argument(
-        "--power-cuts", metavar="N", help="instead of all this: cut the power of machines N times"
-    )
+    parser.add_argument("--power-cuts", metavar="N", help="instead of all this: cut the power of machines N times")
     parser.add_argument("--stop", action="store_true", help="stop at the first contradiction, and remove nothing")
     parser.add_argument("--results", type=Path, default=Path("/results"), help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)

@@ -370,6 +370,21 @@ def test_paths_on_the_host(store: Plugins) -> None:
     assert managed.on_host("/mnt/hereafter") == f"{plugin.rootfs}/mnt/hereafter"
 
 
+def test_links_of_a_plugin_do_not_lead_to_the_host(store: Plugins) -> None:
+    plugin = add(store, enabled=True)
+    managed = KNOWN.find("house/shelf")
+    assert managed is not None
+    for tree in (plugin.mounts, plugin.rootfs):
+        Path(tree).mkdir(parents=True, exist_ok=True)
+        (Path(tree) / "out").symlink_to("/etc")
+        (Path(tree) / "up").symlink_to("../../../../../../../../etc")
+    (Path(plugin.rootfs) / "across").symlink_to("/mnt/here/up/books")
+    for link in ("out", "up"):
+        assert managed.on_host(f"/mnt/here/{link}/books") == f"{plugin.mounts}/etc/books"
+    assert managed.on_host("/out/books") == managed.on_host("/up/books") == f"{plugin.rootfs}/etc/books"
+    assert managed.on_host("/across") == f"{plugin.mounts}/etc/books"
+
+
 def test_one_of_ours_is_found_first(store: Plugins) -> None:
     plugin = add(store, enabled=True)
     assert protocol.find("house/shelf") == protocol.Place("unix", plugin.socket)

@@ -8,9 +8,12 @@ precedence over a program of the host (core/plugins.py), also where it is disabl
 
 from __future__ import annotations
 
+import os
 import posixpath
 from collections.abc import Callable
 from typing import NamedTuple
+
+from teu.linux import inside
 
 VOLUMES, NETWORKS, LOGS, AUTHORIZATION = "volumedriver", "networkdriver", "logdriver", "authz"
 """What it may implement, by its configuration (docker.volumedriver/1.0)."""
@@ -34,14 +37,30 @@ class Managed(NamedTuple):
     logging: str
 
     def on_host(self, path: str) -> str:
-        """Where the host finds what the plugin has at a path; nothing for none. No ".." leads out of it."""
+        """Where the host finds what the plugin has at a path; nothing for none. No ".." leads out of it, and no link
+        that is there now."""
         if not path:
             return ""
         path = "/" + posixpath.normpath(f"/{path}").lstrip("/")
-        inside = self.propagated.rstrip("/")
-        if inside and (path == inside or path.startswith(f"{inside}/")):
-            return self.mounts + path[len(inside) :]
+        folder = self.propagated.rstrip("/")
+        for looked_up in (False, True):
+            if looked_up:
+                path = _without_links(self.rootfs, path)
+            if folder and (path == folder or path.startswith(f"{folder}/")):
+                return self.mounts + _without_links(self.mounts, path[len(folder) :])
         return f"{self.rootfs}/{path.lstrip('/')}"
+
+
+def _without_links(tree: str, path: str) -> str:
+    """Where a path leads in a tree, which is all that there is for its links; as it is where there is no tree."""
+    try:
+        root = os.open(tree, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return path
+    try:
+        return inside.real_path(root, path).rstrip("/")
+    finally:
+        os.close(root)
 
 
 class Known:
