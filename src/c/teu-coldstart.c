@@ -10,7 +10,7 @@
 // Where anything is not as expected (another Python, no libpython, no archive or one of another version), the
 // program is started as any script is: PYTHON -IS SCRIPT ARGUMENTS. That is slower, and the same.
 //
-// No header of Python's is used, so that one build serves the Pythons of two Debian releases: what it says of
+// No header of Python's is used, so that one build serves the Pythons of all Debian releases: what it says of
 // PyConfig is in `layouts` below, and is checked against what PyConfig_InitIsolatedConfig writes there.
 //
 // -DPROGRAM="teu-runc" -DMULTIARCH="x86_64-linux-gnu"
@@ -42,7 +42,7 @@ typedef struct { int type; const char *function, *message; int exit_code; } PySt
 typedef struct {
     int config_init, parse_argv, isolated, use_environment, configure_locale, coerce_c_locale, coerce_c_locale_warn,
         utf8_mode, dev_mode, allocator;
-} PyPreConfig;  // the same from 3.8 to 3.13
+} PyPreConfig;  // the same from 3.8 to 3.14
 typedef struct { const char *name; PyObject *(*call)(PyObject *, PyObject *); int flags; const char *doc; } PyMethodDef;
 #define METH_VARARGS 1
 #define METH_NOARGS 4
@@ -61,8 +61,11 @@ static const struct layout {
     size_t frozen;
 } layouts[] = {
     {11, 3495, 424, 16, 168, 264, 412, 32},
+    {12, 3531, 432, 16, 176, 272, 420, 32},
     {13, 3571, 448, 16, 176, 280, 436, 24},
+    {14, 3627, 456, 16, 176, 288, 444, 24},
 };
+static const struct layout *layout;  // of the Python that is here
 
 #define FUNCTIONS(F)                                                                                                   \
     F(void, PyPreConfig_InitIsolatedConfig, (PyPreConfig *))                                                           \
@@ -71,7 +74,6 @@ static const struct layout {
     F(void, PyConfig_InitIsolatedConfig, (void *))                                                                     \
     F(PyStatus, PyConfig_SetString, (void *, wchar_t **, const wchar_t *))                                             \
     F(PyStatus, Py_InitializeFromConfig, (const void *))                                                               \
-    F(PyStatus, _Py_InitializeMain, (void))                                                                            \
     F(int, PyGC_Disable, (void))                                                                                       \
     F(PyObject *, PyMarshal_ReadObjectFromString, (const char *, ssize_t))                                             \
     F(PyObject *, PyMemoryView_FromMemory, (char *, ssize_t, int))                                                     \
@@ -210,7 +212,7 @@ struct header {
 static char *archive;
 static size_t archive_size;
 
-static int open_archive(const struct layout *layout) {
+static int open_archive(void) {
     char path[128];
     struct stat status;
     snprintf(path, sizeof path, FOLDER PROGRAM ".cpython-3%d", layout->minor);
@@ -274,10 +276,14 @@ static PyObject *call_syscall(PyObject *self, PyObject *arguments) {
     return p_PyLong_FromLong(result == -1 ? -errno : result);
 }
 
-// complete(): the rest of Python's start
+static _Alignas(16) char config[1024];  // a PyConfig
+#define AT(member) (*(int *)(config + layout->member))
+
+// complete(): the rest of Python's start. A second call, now with init_main, goes on where the first had ended.
 static PyObject *call_complete(PyObject *self, PyObject *arguments) {
     (void)self, (void)arguments;
-    PyStatus status = p__Py_InitializeMain();
+    AT(init_main) = 1;
+    PyStatus status = p_Py_InitializeFromConfig(config);
     if (status.type) {
         p_PyErr_SetString(*p_PyExc_RuntimeError, status.message ? status.message : "Python could not be started");
         return NULL;
@@ -314,7 +320,7 @@ static int replace_importlib(size_t entry) {
     return 0;
 }
 
-static int initialize(const struct layout *layout) {
+static int initialize(void) {
     PyPreConfig early;
     p_PyPreConfig_InitIsolatedConfig(&early);
     early.utf8_mode = 1;
@@ -323,9 +329,7 @@ static int initialize(const struct layout *layout) {
         return -1;
     p_PyObject_SetArenaAllocator(&(PyObjectArenaAllocator){NULL, arena_alloc, arena_free});
 
-    static _Alignas(16) char config[1024];
     p_PyConfig_InitIsolatedConfig(config);
-#define AT(member) (*(int *)(config + layout->member))
     // Is it the structure that `layouts` says?
     if (*(int *)config != 3 || AT(site_import) != 1 || AT(init_main) != 1 || AT(install_signal_handlers) || *(void **)(config + layout->program_name) ||
         layout->size > sizeof config)
@@ -355,10 +359,10 @@ int main(int argc, char **argv) {
     if (fcntl(0, F_GETFD) < 0 || fcntl(1, F_GETFD) < 0 || fcntl(2, F_GETFD) < 0)
         open_what_is_closed();
     huge_heap();
-    const struct layout *layout = layout_of_python();
-    if (!layout || open_archive(layout) || load(layout->minor))
+    layout = layout_of_python();
+    if (!layout || open_archive() || load(layout->minor))
         as_script(argv);
-    if (initialize(layout))
+    if (initialize())
         as_script(argv);
 
     const struct header *header = (void *)archive;
