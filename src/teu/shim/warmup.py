@@ -41,8 +41,8 @@ ROUNDS = 12
 # Where the rounds take place, as nobody else writes there; else among the temporary files.
 PLACE, PREFIX = "/run/teu", "warm-"
 
-# The reference count of an immortal object in Python 3.12 and 3.13.
-_IMMORTAL = 0xFFFFFFFF
+# The reference counts of immortal objects: in Python 3.12 and 3.13, and in 3.14, where it is half of a word.
+_IMMORTAL = (0xFFFFFFFF, 0xC0000000)
 
 
 def run() -> None:
@@ -99,7 +99,8 @@ def immortalize() -> None:
     A reference to an object is counted in the object, so each shim would copy every page with an object that it as much
     as looks at.  Of an immortal one the references are not counted.  It is never freed either: what a zygote
     holds it holds to its end."""
-    if sys.getrefcount(None) != _IMMORTAL or ctypes.c_uint32.from_address(id(None)).value != _IMMORTAL:
+    immortal = ctypes.c_uint32.from_address(id(None)).value
+    if immortal not in _IMMORTAL or sys.getrefcount(None) != immortal:
         return  # another Python, which counts otherwise
     seen: set[int] = set()
     todo = gc.get_objects()
@@ -114,7 +115,7 @@ def immortalize() -> None:
     del one, todo
     count = ctypes.c_uint32
     for key in seen:
-        count.from_address(key).value = _IMMORTAL
+        count.from_address(key).value = immortal
 
 
 _plugs: list[object] = []
