@@ -376,18 +376,23 @@ def _size(path: str) -> int:
 
 
 def last_error(path: str, start: int = 0) -> str:
-    """The message of the last error in a runtime's JSON log, from that offset on; "" if there is none."""
+    """The message of the last error in a runtime's JSON log, from that offset on; "" if there is none.
+
+    An entry is an object of JSON: of one line, or of several, as crun writes it from 1.28 on."""
     try:
         with open(path, "rb") as file:
             file.seek(start)
-            lines = file.read().splitlines()
+            text = file.read().decode("utf-8", "replace")
     except OSError:
         return ""
-    for line in reversed(lines):
+    decoder, at, found = json.JSONDecoder(), 0, ""
+    while (at := text.find("{", at)) >= 0:
         try:
-            entry = json.loads(line)
+            entry, at = decoder.raw_decode(text, at)
         except ValueError:
+            if (at := text.find("\n", at)) < 0:
+                break
             continue
-        if isinstance(entry, dict) and entry.get("level") in ("error", "fatal") and entry.get("msg"):
-            return str(entry["msg"]).strip()
-    return ""
+        if entry.get("level") in ("error", "fatal") and entry.get("msg"):
+            found = str(entry["msg"]).strip()
+    return found

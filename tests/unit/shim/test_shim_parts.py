@@ -175,6 +175,10 @@ def test_last_error(tmp_path: Path) -> None:
         file.write('{"level":"error","msg":"why"}\nnot json\n{"level":"info","msg":"no"}\n')
     assert last_error(str(log), size) == "why"
     assert last_error(str(log), log.stat().st_size) == ""
+    # As crun writes from 1.28 on; then what a runtime that was killed has not finished.
+    entry = '{\n  "msg": "a {brace\\nand more",\n  "level": "error",\n  "time": "2026"\n}\n'
+    log.write_text(entry.replace("more", "less") + entry + '{\n  "level": "error",\n  "msg": "to')
+    assert last_error(str(log)) == "a {brace\nand more"
 
 
 def test_exit_code() -> None:
