@@ -28,6 +28,7 @@ import pytest
 from lab_kind import PATIENCE, which_lab
 
 CONTROLLERS = ("cpu", "cpuset", "hugetlb", "io", "memory", "misc", "pids", "rdma")
+RELEASES = ("bookworm", "trixie", "forky")
 DEFAULT_LIMIT = 120.0
 JOURNAL_LINES = 60
 
@@ -102,9 +103,10 @@ def missing(need: str) -> str:
     if need == "packages":  # the Debian packages, not the working tree in their place
         found = subprocess.run(["dpkg", "-s", "teu"], capture_output=True, check=False)
         return "" if found.returncode == 0 else "Teu's packages are not installed"
-    if need in ("trixie", "bookworm"):
-        has = f"VERSION_CODENAME={need}" in _read("/etc/os-release")
-        return "" if has else f"not {need}"
+    if need in RELEASES:  # that Debian or a later one
+        here = re.search(r"^VERSION_CODENAME=(\w+)$", _read("/etc/os-release"), re.MULTILINE)
+        has = here and here[1] in RELEASES[RELEASES.index(need) :]
+        return "" if has else f"before {need}"
     if need == "oci-validation":  # built and shown by the runner of the namespace stage
         return "" if Path("/opt/oci-validation/runtimetest").exists() else "no OCI validation programs in this lab"
     if need == "newer-docker":  # unpacked and shown by the runner of the namespace stage, or with --newer

@@ -19,6 +19,7 @@ sockets and execution state in one under /run.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import io
 import json
@@ -330,6 +331,15 @@ class Containerd(Daemon):
                 for task in self("-n", namespace, "tasks", "ls", "-q", timeout=20).split():
                     run(*self.client, "-n", namespace, "tasks", "rm", "-f", task, code=None, timeout=30)
         super().stop()
+
+
+@functools.cache
+def docker_api() -> tuple[int, int]:
+    """The newest version of the Engine API that Debian's docker here has: (1, 45) is docker 26's, (1, 51) 28.5's."""
+    # The client exits with 1 where no daemon answers, and has told its own version by then.
+    told = run("docker", "version", "--format", "{{.Client.DefaultAPIVersion}}", code=None).stdout
+    major, minor = told.strip().split(".")
+    return int(major), int(minor)
 
 
 class Dockerd(Daemon):

@@ -118,8 +118,8 @@ def test_a_connection_starts_stopped_services() -> None:
 
 @pytest.mark.parametrize("unit", UNITS)
 def test_units_are_valid_and_documented(unit: str) -> None:
-    done = call("systemd-analyze", "verify", f"/usr/lib/systemd/system/{unit}", check=False)
-    complaints = [line for line in (done.stdout + done.stderr).splitlines() if "teu" in line and "man " not in line]
+    done = call("systemd-analyze", "verify", "--man=no", f"/usr/lib/systemd/system/{unit}", check=False)
+    complaints = [line for line in (done.stdout + done.stderr).splitlines() if "teu" in line]
     assert not complaints
     assert "man:" in out("systemctl", "show", "-p", "Documentation", unit)
 
