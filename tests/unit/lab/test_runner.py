@@ -109,6 +109,9 @@ def test_what_labs_stand_on_is_made_for_those_that_need_it(monkeypatch: pytest.M
     assert runner.images("images", ["bookworm"]) == runner.Result("images")
     assert made == ["bookworm lab"]
     made.clear()
+    runner.images("images", ["forky"])
+    assert made == ["forky lab"]
+    made.clear()
     runner.images("images", ["lab"])
     assert made == ["trixie lab", "trixie fresh", "trixie qemu", "trixie VM", "bookworm fresh", "trixie host"]
     assert frozenset().union(*(needed for _, needed, _ in runner.IMAGES)) == runner.LABS
