@@ -1,7 +1,8 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: Apache-2.0
 """Teu against Docker, side by side in one lab: `./dev bench` runs this inside the namespace lab. Against an older tree
-of ours, `./dev bench --against COMMIT` runs pair.py.
+of ours, `./dev bench --against COMMIT` runs pair.py; what a command costs, process by process, `./dev bench --budget`
+counts with budget.py.
 
 Both engines run as their packages ship them, with the same image.  Every figure is a median over turns taken in
 one run; the table is printed and written to --output.  Nothing here is a test: a slow machine fails nothing.
@@ -29,7 +30,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from measure import Row, rollup, run, table, turns
+from measure import Row, load_image, rollup, run, table, turns
 
 IMAGE = "busybox:latest"
 REGISTRY_PORT = 5055
@@ -48,12 +49,8 @@ def start_docker() -> None:
     subprocess.run(["systemctl", "start", "containerd.service", "docker.service"], check=True)
 
 
-def load_image() -> None:
-    archive = next(Path("/usr/share/teu/images").glob("*.tar*"))
-    out = run(["teu", "load", "-i", str(archive)])
-    name = out.strip().rsplit(" ", 1)[-1]
-    if name != IMAGE:
-        run(["teu", "tag", name, IMAGE])
+def load_both() -> None:
+    load_image(IMAGE)
     saved = Path("/var/lib/teu-bench-image.tar")
     run(["teu", "save", "-o", str(saved), IMAGE])
     run([*DOCKER, "load", "-i", str(saved)])
@@ -546,7 +543,7 @@ def main() -> int:
     if unknown := [name for name in wanted if name not in GROUPS]:
         parser.error(f"unknown group {', '.join(unknown)}; choose from {', '.join(GROUPS)}")
     start_docker()
-    load_image()
+    load_both()
     rows: list[Row] = []
     for name in wanted:
         for row in GROUPS[name](options.rounds):

@@ -18,7 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from bench import IMAGE, pids_named, ping, settle
-from measure import rollup, run
+from measure import load_image, rollup, run
 from runtimes import bundle
 
 MEGABYTES = 50
@@ -91,10 +91,7 @@ def table(folder: Path) -> dict[str, tuple[str, Callable[[int], float]]]:
 
 
 def main() -> None:
-    archive = next(Path("/usr/share/teu/images").glob("*.tar*"))
-    name = run(["teu", "load", "-i", str(archive)]).strip().rsplit(" ", 1)[-1]
-    if name != IMAGE:
-        run(["teu", "tag", name, IMAGE])
+    load_image(IMAGE)
     with contextlib.ExitStack() as stack:
         jobs = table(stack.enter_context(bundle()))
         print(json.dumps({"jobs": {name: unit for name, (unit, _) in jobs.items()}}), flush=True)

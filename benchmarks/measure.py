@@ -43,6 +43,14 @@ def run(argv: Sequence[str], **kwargs: object) -> str:
     return str(done.stdout)
 
 
+def load_image(name: str) -> None:
+    """Have the engine load the image that the packages bring, by that name."""
+    archive = next(Path("/usr/share/teu/images").glob("*.tar*"))
+    loaded = run(["teu", "load", "-i", str(archive)]).strip().rsplit(" ", 1)[-1]
+    if loaded != name:
+        run(["teu", "tag", loaded, name])
+
+
 def turns(name: str, jobs: Mapping[str, Job], rounds: int, warmup: int = 1, per: int = 1, note: str = "") -> Row:
     """Time each job once per round, in turns; the first `warmup` rounds are not counted.
 

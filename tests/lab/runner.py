@@ -10,6 +10,7 @@
     forky      the packages, the quick start and the peers in the namespace lab with Debian testing
     vm         tests/system with the packages in the VM lab
     fuzz       every target of `./dev fuzz` for 20 seconds, always with the same seed
+    budget     what a command costs, process by process (benchmarks/budget.py); it only tells, and fails nothing
 
 Results are in build/test/: STAGE.xml (junit), STAGE.log. Every stage that fails makes the end fail, and so
 does one that did not come to its summary.
@@ -50,13 +51,14 @@ from lab import build, namespace, newer, quick, rootfs, seconds, validation, vm
 SOURCE = quick.SOURCE
 RESULTS = SOURCE / "build/test"
 PYTHON = quick.PYTHON
-STAGES = ("lint", "unit", "deb", "lab", "ns", "bookworm", "forky", "vm", "fuzz")
-LABS = frozenset({"lab", "ns", "bookworm", "forky", "vm", "fuzz"})  # they need the packages
+STAGES = ("lint", "unit", "deb", "lab", "ns", "bookworm", "forky", "vm", "fuzz", "budget")
+LABS = frozenset({"lab", "ns", "bookworm", "forky", "vm", "fuzz", "budget"})  # they need the packages
 SHARES = {"ns": 4, "lab": 2}
 FILES = {"ns": "tests/system/test_*.py", "lab": "tests/lab/test_*.py"}
 # What keeps a processor and more: of a stage that is dealt out, the share with such a file.
 BUSY = frozenset({"deb", "lint", "unit", "vm", "fuzz", "tests/lab/test_power_cuts.py"})
 FUZZ_SECONDS, FUZZ_SEED = 20, 1
+BUDGET_ROUNDS = 3
 
 # The smaller set for Debian 12: the packages, and the whole way of a container.
 BOOKWORM = ("tests/system/test_packages.py", "tests/system/test_whole_picture.py")
@@ -76,7 +78,16 @@ FORKY = (
 RERUN = ("unit", "lab", "ns", "bookworm", "forky", "vm", "fuzz")
 RERUN_TIMES = 2
 RERUN_AT_MOST = 3  # in a whole run; more than these are not bad luck
-LIMIT = {"unit": 900, "lab": 2400, "ns": 2400, "bookworm": 900, "forky": 1200, "vm": 2700, "fuzz": 1500}
+LIMIT = {
+    "unit": 900,
+    "lab": 2400,
+    "ns": 2400,
+    "bookworm": 900,
+    "forky": 1200,
+    "vm": 2700,
+    "fuzz": 1500,
+    "budget": 180,
+}
 
 
 @dataclass
@@ -348,6 +359,35 @@ def fuzz(tag: str, extra: list[str]) -> Result:
     return result
 
 
+def budget(tag: str, extra: list[str]) -> Result:
+    """What a command costs beside what benchmarks/RESULTS.md has. A machine fails nothing here: what has grown is told,
+    and so is a budget that could not be taken."""
+    result = Result("budget", passed=1)
+    name = quick.instance("test-budget")
+    namespace.stop(name)
+    log = RESULTS / "budget.log"
+    program = ["/usr/bin/python3", "-B", "/src/benchmarks/budget.py", "--against", "/src/benchmarks/RESULTS.md"]
+    try:
+        namespace.start(name, "trixie", SOURCE)
+        namespace.install_packages(name, packages())
+        command = namespace.enter_command(name, [*program, *(extra or ["--rounds", str(BUDGET_ROUNDS)])])
+        status = call(command, log, LIMIT["budget"])
+        result.note = budget_note(status, log.read_text(errors="replace"))
+    except (namespace.LabError, OSError, subprocess.CalledProcessError) as error:
+        result.note = f"no budget: {error}"
+    finally:
+        namespace.stop(name)
+    return result
+
+
+def budget_note(status: int, said: str) -> str:
+    """What the summary says of a budget, by its program's status and its output."""
+    if status:
+        return f"no budget: it ended with {status}"
+    grown = re.findall(r"^GROWN: (.*)$", said, re.MULTILINE)
+    return f"WARNING, over 10 % more than in benchmarks/RESULTS.md: {'; '.join(grown)}" if grown else ""
+
+
 # What labs stand on, in the order in which a run needs it, and the stages that do; the deb stage makes its own.
 IMAGES: tuple[tuple[str, frozenset[str], Callable[[], object]], ...] = (
     ("trixie's lab", LABS - {"bookworm", "forky"}, lambda: rootfs.ensure("trixie")),
@@ -386,6 +426,7 @@ RUN: dict[str, Callable[[str, list[str]], Result]] = {
     "forky": forky,
     "vm": in_vm,
     "fuzz": fuzz,
+    "budget": budget,
     "images": images,
 }
 
