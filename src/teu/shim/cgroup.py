@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 
@@ -40,13 +39,21 @@ def processes(folder: str) -> list[int]:
     try:
         for _, here, name, _ in trees.walk(top):
             if name == b"cgroup.procs":
-                with contextlib.suppress(OSError), open(os.open(name, os.O_RDONLY, dir_fd=here)) as file:
-                    pids += [int(line) for line in file if line != "0\n"]
+                pids += _listed(name, here)
     except OSError:
         pass  # the cgroup has just gone
     finally:
         os.close(top)
     return pids
+
+
+def _listed(name: bytes, here: int) -> list[int]:
+    """The processes in that file of the folder `here`; none where it has just gone."""
+    try:
+        with open(os.open(name, os.O_RDONLY, dir_fd=here)) as file:
+            return [int(line) for line in file if line != "0\n"]
+    except OSError:
+        return []
 
 
 def _number(folder: str, name: str) -> int:

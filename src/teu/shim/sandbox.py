@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import time
-from typing import Any
 
 from teu.shim import placement
 from teu.shim.loop import Future
@@ -19,6 +18,7 @@ from teu.ttrpc.status import FAILED_PRECONDITION, NOT_FOUND, UNKNOWN, StatusErro
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any
 
     from teu.shim.loop import Coroutine, Loop
 

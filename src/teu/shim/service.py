@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-from typing import Any
 
 from teu.linux import signals
 from teu.shim import cgroup, placement, rootfs
@@ -37,6 +36,7 @@ from teu.ttrpc.status import (
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any
 
     from teu.shim.loop import Coroutine, Loop
     from teu.shim.publisher import Publisher

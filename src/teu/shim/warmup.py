@@ -18,7 +18,6 @@ import os
 import signal
 import socket
 import sys
-import tempfile
 from types import FrameType
 
 from teu.linux import mountflags
@@ -48,15 +47,21 @@ _IMMORTAL = (0xFFFFFFFF, 0xC0000000)
 def run() -> None:
     """The runtime's program, and a shim's life without a container, a few times over."""
     runtime.load()
-    place = PLACE if os.access(PLACE, os.W_OK) else None
-    if place:
+    place = os.environ.get("TMPDIR", "/tmp")
+    if os.access(PLACE, os.W_OK):
+        place = PLACE
         sweep(place)
-    with tempfile.TemporaryDirectory(prefix=f"{PREFIX}{os.getpid()}-", dir=place) as folder:
+    # tempfile would be 600 KiB more in the zygote, and in the page tables of each process that comes of it
+    folder = os.path.join(place, f"{PREFIX}{os.getpid()}-{os.urandom(8).hex()}")
+    os.mkdir(folder, 0o700)
+    try:
         spec = {"annotations": {}, "linux": {"cgroupsPath": "/x/y", "namespaces": [{"type": "pid"}]}}
         with open(os.path.join(folder, "config.json"), "w") as file:
             file.write(json.dumps(spec))
         for _ in range(ROUNDS):
             _session(folder)
+    finally:
+        _remove(folder)
     signal.set_wakeup_fd(-1)
     for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_DFL)
@@ -68,13 +73,16 @@ def sweep(place: str) -> None:
         pid = name.removeprefix(PREFIX).partition("-")[0]
         if not name.startswith(PREFIX) or not pid.isdigit() or os.path.exists(f"/proc/{pid}"):
             continue
-        folder = os.path.join(place, name)
         try:
-            for left in os.listdir(folder):
-                os.unlink(os.path.join(folder, left))
-            os.rmdir(folder)
+            _remove(os.path.join(place, name))
         except OSError:
             pass  # another zygote removes it as well
+
+
+def _remove(folder: str) -> None:
+    for left in os.listdir(folder):
+        os.unlink(os.path.join(folder, left))
+    os.rmdir(folder)
 
 
 def _free_blocks() -> dict[int, int]:

@@ -12,7 +12,7 @@ Everything here is harmless where PID 1 is not systemd: nothing is waited for, a
 from __future__ import annotations
 
 import os
-import threading
+from _thread import allocate_lock  # threading is 284 KiB more, of which each fork of the shims copies the tables
 
 from teu.systemd.bus import Bus, BusError
 from teu.systemd.scope import MANAGER, NO_SUCH_UNIT, patiently, start_unit, systemd_is_running
@@ -39,7 +39,7 @@ class Marker:
     def __init__(self, folder: str) -> None:
         # The unit's condition names the unit's own folder, wherever the daemon was told to have its data.
         self.path = os.path.join(os.environ.get("STATE_DIRECTORY", "").partition(":")[0] or folder, MARKER)
-        self._lock = threading.Lock()
+        self._lock = allocate_lock()
         self._there = os.path.exists(self.path)
 
     @property

@@ -127,6 +127,15 @@ def test_cold_programs_load_nothing_heavy(part: str) -> None:
     assert not heavy, f"import {COLD[part]} loads {', '.join(heavy)}"
 
 
+def test_the_zygote_has_only_what_a_shim_uses() -> None:
+    """The page tables of all that it has are made anew at each of its forks, and at each of theirs."""
+    loaded = "teu.shim.main, teu.shim.zygote, teu.linux.trees"  # the last by the rounds of teu.shim.warmup
+    script = f"import sys; sys.path.insert(0, {str(SRC)!r}); import {loaded}; print(*sys.modules)"
+    done = subprocess.run(["/usr/bin/python3", "-IS", "-c", script], capture_output=True, text=True, check=True)
+    idle = {*HEAVY, "contextlib", "tempfile", "threading", "shutil", "random", "subprocess"} & set(done.stdout.split())
+    assert not idle, f"the shim's zygote loads {', '.join(sorted(idle))}"
+
+
 def test_every_file_says_its_licence() -> None:
     top = SRC.parent
     listing = subprocess.run(["git", "-C", str(top), "ls-files", "-z"], capture_output=True, check=False)
