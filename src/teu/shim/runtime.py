@@ -8,9 +8,9 @@ A runtime that is a Python program and says so in a line `# loadable: COMMAND ..
 bin/teu-runc).  Those commands are then run by a fork of the shim that takes the runtime's name and command line: it
 spares the start of an interpreter, which is most of what a short command costs.  Everything else is executed.
 
-Our own runtime's `create` is executed ahead of its turn, while the scope is made: with TEU_RUNC_HOLD it loads, and
-waits for a byte on that descriptor. So are its short commands in a shim that was itself started cold. A program that
-has changed on disk, and any other runtime, is executed when it is needed.
+In a shim that was itself started cold our own runtime's `create` and the short commands after it are executed ahead of
+their turn, while the scope is made: with TEU_RUNC_HOLD they load, and wait for a byte on that descriptor. A program
+that has changed on disk, and any other runtime, is executed when it is needed.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ _RESET_SIGNALS = [
     signal.SIGHUP,
     signal.SIGCHLD,
     signal.SIGUSR1,
+    signal.SIGURG,
 ]
 
 STDERR_MAX = 64 << 10
@@ -317,7 +318,7 @@ class Runtime:
         coroutine to do first; it is given the processes that have been started already.  `then` is the subcommand
         that will follow."""
         run = self._ahead.pop(args, None)
-        if run is None and before is not None and self._can_be_held():
+        if run is None and before is not None and self._can_be_held() and not self._loaded(args[0]):
             run = self._start(args, stdio, held=True)
             if then:
                 self.start_ahead(*then)
