@@ -129,6 +129,8 @@ def test_what_has_grown_is_told_by_the_measure_of_the_machine() -> None:
         "run, all: system calls 1000.0 -> 1101.0 (+10%)",
     ]
     assert budget.grown(worse, []) == []
+    journal = [line(process=budget.OTHERS, system_calls=calls) for calls in (1000, 100)]
+    assert budget.grown(journal[:1], journal[1:]) == []
     assert budget.grown([line(**{"D-Bus_calls": 1})], [line(**{"D-Bus_calls": 0})]) == [
         "run, all: D-Bus calls 0.0 -> 1.0 (from none)"
     ]
