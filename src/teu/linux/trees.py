@@ -12,7 +12,6 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable, Iterator
 
 from teu.linux.inside import RESOLVE_BENEATH, RESOLVE_NO_SYMLINKS, RESOLVE_NO_XDEV, openat2
 from teu.linux.mounts import (
@@ -24,6 +23,10 @@ from teu.linux.mounts import (
     umount2,
 )
 from teu.linux.syscalls import NR_statx, buffer, syscall
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
 
 AT_NO_AUTOMOUNT = 0x800
 STATX_ATTR_MOUNT_ROOT = 0x2000

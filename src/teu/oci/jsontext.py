@@ -2,12 +2,12 @@
 """JSON without the json package, for programs that start cold.
 
 `import json` costs 5 ms, nearly all of it for `re` and `enum`, which the C scanner never uses.
-This module drives that same scanner and its encoder (`_json`, 0.2 ms) directly. Called by teu.runc and teu.cli.
+This module drives that same scanner and its encoder (`_json`, 0.2 ms) directly. teu.runc, teu.shim and teu.cli call it.
 """
 
 from __future__ import annotations
 
-from _json import encode_basestring, make_encoder, make_scanner, scanstring
+from _json import encode_basestring, encode_basestring_ascii, make_encoder, make_scanner, scanstring
 from posix import O_CLOEXEC, O_RDONLY, close, fstat, read
 from posix import open as open_descriptor
 
@@ -91,6 +91,15 @@ def loads(text: str | bytes | bytearray, own: bool = False, exact: bool = False)
     return value
 
 
+def first(text: str, at: int = 0) -> tuple[Any, int]:
+    """The JSON value that begins at a position of a text, and the position behind it. Raises ValueError."""
+    try:
+        value, end = _scan(text, at)
+    except (StopIteration, RecursionError, SystemError):
+        raise ValueError(f"invalid JSON: no value {_where(text, at)}") from None
+    return value, end
+
+
 def _without_surrogates(value: Any, own: bool) -> Any:
     if isinstance(value, str):
         if value.isascii():
@@ -139,6 +148,7 @@ def _refuse(value: object) -> object:
 
 
 _encode: Any = make_encoder(None, _refuse, encode_basestring, None, ":", ",", False, False, True)
+_encode_ascii: Any = make_encoder(None, _refuse, encode_basestring_ascii, None, ":", ",", False, False, True)
 _encode_sorted: Any = make_encoder(None, _refuse, encode_basestring, None, ":", ",", True, False, True)
 
 
@@ -150,6 +160,12 @@ def dumps(value: Any, indent: str = "", sort_keys: bool = False) -> str:
     if indent:
         return _pretty(value, indent, "\n")
     return "".join((_encode_sorted if sort_keys else _encode)(value, 0))
+
+
+def to_ascii(value: Any) -> bytes:
+    """JSON in which all that is no ASCII is escaped, and so also what is no Unicode: read with `own`, it is as it
+    was."""
+    return "".join(_encode_ascii(value, 0)).encode("ascii", "replace")
 
 
 def _pretty(value: Any, indent: str, margin: str) -> str:
@@ -178,4 +194,4 @@ def to_bytes(value: Any, indent: str = "") -> bytes:
     return data if text.isascii() else data.decode("utf-8", "replace").encode("utf-8", "replace")
 
 
-__all__ = ["Exact", "dumps", "escaped", "load_file", "loads", "read_file", "scanstring", "to_bytes"]
+__all__ = ["Exact", "dumps", "escaped", "first", "load_file", "loads", "read_file", "scanstring", "to_ascii", "to_bytes"]

@@ -10,8 +10,8 @@ it is cut off, and the container goes on.
 from __future__ import annotations
 
 import os
-import socket
 
+from teu.linux import sockets
 from teu.shim.loop import EPOLLIN, EPOLLOUT, Future
 
 TYPE_CHECKING = False
@@ -43,7 +43,7 @@ class Audience:
                 os.unlink(place)  # of a start that failed
             except FileNotFoundError:
                 pass
-            self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+            self._listener = sockets.Socket(sockets.AF_UNIX, sockets.SOCK_SEQPACKET | sockets.SOCK_CLOEXEC)
             self._listener.bind(place)
         finally:
             os.close(folder)
@@ -110,7 +110,7 @@ class Audience:
 
 
 class _Client:
-    def __init__(self, audience: Audience, loop: Loop, connection: socket.socket) -> None:
+    def __init__(self, audience: Audience, loop: Loop, connection: sockets.Socket) -> None:
         self._audience = audience
         self._loop = loop
         self._socket = connection

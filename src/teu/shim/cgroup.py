@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import os
-import re
 
 from teu.linux import cgroup_files
 from teu.linux.cgroup_files import devices, flat, in_listing, number, pressure, text
@@ -108,12 +107,13 @@ def metrics(folder: str) -> dict[str, Any]:
     except OSError:
         names = []
     for name in sorted(names):
-        page = re.fullmatch(r"hugetlb\.(\w+)\.current", name)
-        if page:
-            prefix = f"hugetlb.{page[1]}"
+        controller, _, rest = name.partition(".")
+        page, _, kind = rest.partition(".")
+        if controller == "hugetlb" and kind == "current":
+            prefix = f"hugetlb.{page}"
             huge.append(
                 {
-                    "pagesize": page[1],
+                    "pagesize": page,
                     "current": _number(folder, name),
                     "max": _number(folder, prefix + ".max"),
                     "failcnt": flat(text(folder, prefix + ".events")).get("max", 0),

@@ -15,10 +15,10 @@ from __future__ import annotations
 
 import errno
 import os
-import socket
 import sys
 
 from teu import __version__
+from teu.linux import sockets
 from teu.linux.standard import open_what_is_closed
 from teu.shim import server
 from teu.shim.start import PROGRAM, UsageError, bootstrap, listen, start_shim
@@ -85,7 +85,7 @@ def _serve(flags: dict[str, Any]) -> NoReturn:
         if listener is None:
             raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE), path)
     else:
-        listener = socket.socket(fileno=3)
+        listener = sockets.Socket(fileno=3)
         path = listener.getsockname()
     server.serve(
         server.Parameters(

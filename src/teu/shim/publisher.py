@@ -7,20 +7,22 @@ the next one: containerd may then see it twice, but never misses it.
 
 from __future__ import annotations
 
-import socket
 import time
-from collections import deque
 
+from teu.linux import sockets
 from teu.ttrpc import frames
 from teu.ttrpc.messages import EVENTS_SERVICE, decode, encode, encode_any, timestamp
 from teu.ttrpc.server import Connection
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections import deque
     from collections.abc import Callable
 
     from teu.shim.loop import Loop
     from teu.ttrpc.codec import Message
+else:
+    from _collections import deque
 
 TOPICS = {
     "TaskCreate": "/tasks/create",
@@ -41,7 +43,7 @@ ATTEMPTS_MAX = 5
 
 
 class _Link(Connection):
-    def __init__(self, loop: Loop, peer: socket.socket, publisher: Publisher) -> None:
+    def __init__(self, loop: Loop, peer: sockets.Socket, publisher: Publisher) -> None:
         self._publisher = publisher
         self.stream = -1
         super().__init__(loop, peer)
@@ -101,7 +103,7 @@ class Publisher:
         if self._busy or self._retrying or not self._queue:
             return
         if self._link is None:
-            peer = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+            peer = sockets.Socket(sockets.AF_UNIX, sockets.SOCK_STREAM | sockets.SOCK_CLOEXEC | sockets.SOCK_NONBLOCK)
             try:
                 peer.connect(self._path)
             except OSError:

@@ -5,10 +5,10 @@ by the zygote for a shim that it forks."""
 from __future__ import annotations
 
 import errno
-import json
 import os
-import socket
 
+from teu.linux import sockets
+from teu.oci import jsontext
 from teu.shim import placement, server
 
 TYPE_CHECKING = False
@@ -33,11 +33,11 @@ def socket_path(folder: str, address: str, namespace: str, group: str) -> str:
     return os.path.join(folder, digest)
 
 
-def listen(path: str) -> socket.socket | None:
+def listen(path: str) -> sockets.Socket | None:
     """A new listening socket there, or None if a shim is already serving it."""
     os.makedirs(os.path.dirname(path), 0o711, exist_ok=True)
     for _ in range(3):
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        listener = sockets.Socket(sockets.AF_UNIX, sockets.SOCK_STREAM | sockets.SOCK_CLOEXEC)
         mask = os.umask(0o177)
         try:
             listener.bind(path)
@@ -49,7 +49,7 @@ def listen(path: str) -> socket.socket | None:
                 raise
         finally:
             os.umask(mask)
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as probe:
+        with sockets.Socket(sockets.AF_UNIX, sockets.SOCK_STREAM | sockets.SOCK_CLOEXEC) as probe:
             probe.settimeout(1)
             try:
                 probe.connect(path)
@@ -76,7 +76,7 @@ def bootstrap(address: str, environment: dict[str, str]) -> str:
         return address
     if version < 2:
         return address
-    return json.dumps({"version": version, "address": address, "protocol": "ttrpc"})
+    return jsontext.dumps({"version": version, "address": address, "protocol": "ttrpc"})
 
 
 def start_shim(
@@ -84,7 +84,7 @@ def start_shim(
     environment: dict[str, str],
     bundle: str,
     *,
-    launch: Callable[[server.Parameters, socket.socket], None] = server.fork,
+    launch: Callable[[server.Parameters, sockets.Socket], None] = server.fork,
 ) -> str:
     """Make sure that a shim serves the bundle, and return its address.
 

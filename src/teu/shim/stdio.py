@@ -25,11 +25,11 @@ import errno
 import fcntl
 import os
 import select
-import socket
 import stat
 import struct
 import termios
 
+from teu.linux import sockets
 from teu.shim.crilog import SCHEME as CRI_SCHEME
 from teu.shim.crilog import LogFile
 from teu.shim.loop import EPOLLIN, EPOLLOUT, Future
@@ -480,7 +480,7 @@ class ConsoleSocket:
         os.makedirs(folder, 0o711, exist_ok=True)
         self.path = os.path.join(folder, name)
         self.unlink()  # the name has our pid in it: what is there was left by a shim that was killed
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        self._listener = sockets.Socket(sockets.AF_UNIX, sockets.SOCK_STREAM | sockets.SOCK_CLOEXEC)
         self._listener.bind(self.path)
         self._listener.listen(1)
         self._listener.settimeout(10)
@@ -490,11 +490,10 @@ class ConsoleSocket:
         peer, _ = self._listener.accept()
         with peer:
             peer.settimeout(10)
-            _, fds, _, _ = socket.recv_fds(peer, 4096, 1)
-        if not fds:
+            _, master = sockets.receive_with(peer, 4096)
+        if master < 0:
             raise OSError(errno.ENOTTY, "the OCI runtime sent no terminal")
-        os.set_inheritable(fds[0], False)
-        return fds[0]
+        return master
 
     def close(self) -> None:
         self._listener.close()

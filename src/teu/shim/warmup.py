@@ -11,16 +11,14 @@ known, and what is needed once (JSON, D-Bus, mounts) is done in helpers that it 
 
 from __future__ import annotations
 
-import ctypes
+import _ctypes
 import gc
-import json
 import os
-import signal
-import socket
 import sys
-from types import FrameType
 
-from teu.linux import mountflags
+from teu.linux import mountflags, sockets
+from teu.linux.calling import c_long, function
+from teu.oci import jsontext
 from teu.shim import cgroup, placement, runtime
 from teu.shim.loop import Loop
 from teu.shim.publisher import Publisher
@@ -32,13 +30,18 @@ from teu.ttrpc.server import Server
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import signal
     from typing import Any
+else:
+    import _signal as signal  # signal is 0.9 MiB more (see teu.linux.sockets)
 
 # Python specialises a function's bytecode after some runs of it.
 ROUNDS = 12
 
 # Where the rounds take place, as nobody else writes there; else among the temporary files.
 PLACE, PREFIX = "/run/teu", "warm-"
+
+_FUNCFLAG_CDECL = 1
 
 # The reference counts of immortal objects: in Python 3.12 and 3.13, and in 3.14, where it is half of a word.
 _IMMORTAL = (0xFFFFFFFF, 0xC0000000)
@@ -56,8 +59,8 @@ def run() -> None:
     os.mkdir(folder, 0o700)
     try:
         spec = {"annotations": {}, "linux": {"cgroupsPath": "/x/y", "namespaces": [{"type": "pid"}]}}
-        with open(os.path.join(folder, "config.json"), "w") as file:
-            file.write(json.dumps(spec))
+        with open(os.path.join(folder, "config.json"), "wb") as file:
+            file.write(jsontext.to_ascii(spec))
         for _ in range(ROUNDS):
             _session(folder)
     finally:
@@ -107,31 +110,41 @@ def immortalize() -> None:
     A reference to an object is counted in the object, so each shim would copy every page with an object that it as much
     as looks at.  Of an immortal one the references are not counted.  It is never freed either: what a zygote
     holds it holds to its end."""
-    immortal = ctypes.c_uint32.from_address(id(None)).value
+    immortal = _Count.from_address(id(None)).value
     if immortal not in _IMMORTAL or sys.getrefcount(None) != immortal:
         return  # another Python, which counts otherwise
+    frame = type(sys._getframe())
     seen: set[int] = set()
     todo = gc.get_objects()
     mine = {id(seen), id(todo)}
     while todo:
         one = todo.pop()
         key = id(one)
-        if key in seen or key in mine or type(one) is FrameType:
+        if key in seen or key in mine or type(one) is frame:
             continue
         seen.add(key)
         todo += gc.get_referents(one)
     del one, todo
-    count = ctypes.c_uint32
     for key in seen:
-        count.from_address(key).value = immortal
+        _Count.from_address(key).value = immortal
+
+
+class _Count(_ctypes._SimpleCData):  # type: ignore[type-arg]
+    """A reference count."""
+
+    _type_ = "I"
 
 
 _plugs: list[object] = []
 
 
-class _Mallinfo(ctypes.Structure):
+class _Size(_ctypes._SimpleCData):  # type: ignore[type-arg]
+    _type_ = "L"
+
+
+class _Mallinfo(_ctypes.Structure):
     _fields_ = [
-        (name, ctypes.c_size_t)
+        (name, _Size)
         for name in (
             "arena",
             "ordblks",
@@ -147,6 +160,11 @@ class _Mallinfo(ctypes.Structure):
     ]
 
 
+class _MallinfoFunction(_ctypes.CFuncPtr):
+    _flags_ = _FUNCFLAG_CDECL
+    _restype_ = _Mallinfo
+
+
 def plug() -> None:
     """Fill the holes that loading has left in the heap.
 
@@ -156,35 +174,30 @@ def plug() -> None:
     for size, count in sorted(_free_blocks().items(), reverse=True):
         if size > header:
             _plugs.append([bytes(size - header) for _ in range(count)])
-    libc = ctypes.CDLL(None)
-    libc.malloc.restype = ctypes.c_void_p
-    libc.malloc.argtypes = [ctypes.c_size_t]
-    libc.free.argtypes = [ctypes.c_void_p]
-    libc.sbrk.restype = ctypes.c_void_p
-    libc.sbrk.argtypes = [ctypes.c_ssize_t]
+    malloc, free, sbrk = function("malloc"), function("free"), function("sbrk")
     try:
-        libc.mallinfo2.restype = _Mallinfo
-    except AttributeError:
+        mallinfo = _MallinfoFunction(_ctypes.dlsym(_ctypes.dlopen(None, 0), "mallinfo2"))  # type: ignore[arg-type]
+    except OSError:
         return
     size = 65536
     while size >= 32:
-        top = libc.sbrk(0) - libc.mallinfo2().keepcost
-        block = libc.malloc(size)
-        if block >= top or libc.mallinfo2().fordblks <= libc.mallinfo2().keepcost:
-            libc.free(block)
+        top = int(sbrk(c_long(0))) - mallinfo().keepcost
+        block = int(malloc(c_long(size)))
+        if block >= top or mallinfo().fordblks <= mallinfo().keepcost:
+            free(c_long(block))
             size //= 2
 
 
 def _session(folder: str) -> None:
     loop = Loop()
     path = os.path.join(folder, "s")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+    with sockets.Socket(sockets.AF_UNIX, sockets.SOCK_STREAM) as listener:
         listener.bind(path)
         listener.listen()
         publisher = Publisher(loop, path, "x", print)
         service = Service(loop, "x", publisher, print)
         server = Server(loop, listener, service.dispatch)
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+        with sockets.Socket(sockets.AF_UNIX, sockets.SOCK_STREAM) as client:
             client.connect(path)
             requests: list[tuple[str, dict[str, Any]]] = [
                 ("Connect", {"id": "x"}),
@@ -214,7 +227,6 @@ def _session(folder: str) -> None:
     placement.write_spec(folder, placement.read_spec(folder))
     placement.scope_name("a:b:c", "x")
     read_options(m.encode_any("containerd.runc.v1.Options", {"binary_name": "x"}))
-    read_options(m.encode_any("runtimeoptions.v1.Options", {"config_body": b'BinaryName = "x"'}))
     request = {
         "id": "x",
         "bundle": folder,

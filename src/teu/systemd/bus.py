@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import errno
 import os
-import socket
 import struct
+
+from teu.linux import sockets
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -212,7 +213,7 @@ class Bus:
         self._buffer = b""
         self._signals: list[Message] = []
         for n, choice in enumerate(choices):
-            self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+            self._socket = sockets.Socket(sockets.AF_UNIX, sockets.SOCK_STREAM | sockets.SOCK_CLOEXEC)
             try:
                 self._socket.settimeout(timeout)
                 self._socket.connect(choice)

@@ -7,8 +7,8 @@ The loop is given as an object with watch(fd, events, callback) and unwatch(fd);
 from __future__ import annotations
 
 import select
-import socket
 
+from teu.linux import sockets
 from teu.ttrpc import frames, status
 from teu.ttrpc.messages import decode, encode
 
@@ -32,10 +32,10 @@ BACKLOG_MAX = 64 << 20
 class Connection:
     """A connected socket with frames in and out; the base of both ends in an event loop."""
 
-    def __init__(self, loop: Watcher, peer: socket.socket) -> None:
+    def __init__(self, loop: Watcher, peer: sockets.Socket) -> None:
         peer.setblocking(False)
         self._loop = loop
-        self._socket: socket.socket | None = peer
+        self._socket: sockets.Socket | None = peer
         self._reader = frames.Reader()
         self._out = bytearray()
         loop.watch(peer.fileno(), EPOLLIN, self._on_event)
@@ -123,7 +123,7 @@ class Reply:
 
 
 class _ServerConnection(Connection):
-    def __init__(self, loop: Watcher, peer: socket.socket, server: Server) -> None:
+    def __init__(self, loop: Watcher, peer: sockets.Socket, server: Server) -> None:
         super().__init__(loop, peer)
         self._server = server
         self._last_stream = 0
@@ -174,7 +174,7 @@ class _ServerConnection(Connection):
 class Server:
     """Accepts connections and hands each request to `dispatch(service, method, payload, reply)`; see Reply."""
 
-    def __init__(self, loop: Watcher, listener: socket.socket, dispatch: Dispatch) -> None:
+    def __init__(self, loop: Watcher, listener: sockets.Socket, dispatch: Dispatch) -> None:
         listener.setblocking(False)
         self._loop = loop
         self._listener = listener

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from teu.oci import jsontext
@@ -52,3 +54,17 @@ def test_what_has_no_form() -> None:
         with pytest.raises(TypeError, match="has no JSON form"):
             jsontext.dumps(value)
     assert jsontext.escaped("<a&b>") == '"\\u003ca\\u0026b\\u003e"'
+
+
+def test_ascii_keeps_what_is_no_unicode() -> None:
+    value = {"env": ["A=é", "B=\udcff", "C=\U0001f40b"], "n": [1, 2.5, None, True]}
+    assert jsontext.to_ascii(value) == json.dumps(value, separators=(",", ":")).encode()
+    assert jsontext.loads(jsontext.to_ascii(value), own=True) == value
+
+
+def test_the_first_of_several_values() -> None:
+    text = 'x {"a":\n1} {"b": 2'
+    assert jsontext.first(text, 2) == ({"a": 1}, 10)
+    for at in (0, 11, len(text)):
+        with pytest.raises(ValueError):
+            jsontext.first(text, at)

@@ -59,7 +59,7 @@ exec 3<&0  # a shell's background has no standard input unless it is told
 case $verb in
     create) (while [ ! -e "$STATE/go" ]; do sleep 0.01; done; exec sh "$bundle/script") <&3 & echo $! > "$pid" ;;
     start) touch "$STATE/go" ;;
-    exec) args=$(sed 's/.*"args": \["\([^"]*\)".*/\1/' "$process"); sh -c "$args" <&3 & echo $! > "$pid" ;;
+    exec) args=$(sed 's/.*"args": *\["\([^"]*\)".*/\1/' "$process"); sh -c "$args" <&3 & echo $! > "$pid" ;;
     ps) echo '[1, 2]' ;;
     features) echo '{"ociVersionMin": "1.0.0"}' ;;
 esac
