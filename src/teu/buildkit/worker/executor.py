@@ -8,7 +8,7 @@ frontends.
     code = process.wait()
     box.release()                                   what still runs is killed; nothing of it is left but the root
 
-    STATE/ID/     a step's folder, root's alone: FIFOs, hosts, and what mounts.py has there
+    STATE/ID/     a step's folder, root's alone: FIFOs, hosts, what mounts.py has there, and its root, mounted once
     label         io.teu.builder on the container: whose step it is. Who finds one of his own at his start has died
                   before, and removes it.
 
@@ -26,8 +26,8 @@ import re
 import secrets
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -35,7 +35,7 @@ from typing import Any, Protocol
 from teu.api.buildkit import gateway_pb2
 from teu.buildkit.core import errors
 from teu.buildkit.core.snapshots import Mount
-from teu.buildkit.worker import mounts, network, roots, samples, spec, tasks
+from teu.buildkit.worker import mounting, mounts, network, roots, samples, spec, tasks
 from teu.buildkit.worker.client import Client
 from teu.buildkit.worker.spec import Limits, Process
 from teu.buildkit.worker.stdio import Output, Stdio
@@ -263,6 +263,7 @@ class Box:
         self._apparmor = ""
         self._files: users.Files = (b"", b"")
         self._tree: list[Mount] = []
+        self._root = ""  # where the builder has mounted it
         self._entries: list[dict[str, Any]] = []
         self._namespace: str | None = None
         self._named = False
@@ -299,14 +300,41 @@ class Box:
             needed.append((dest, "file" if file else "dir"))
             taken.add(dest)
         self._covers = tuple(sorted(taken))
-        self._tree = wish.root.mounts()
+        self._mount_root()
         stubs = roots.Stubs(wish.recursive)
-        with roots.opened(self._tree) as root:
+        with self._opened() as root:
             self._files = _databases(root)
             self._undo.callback(self._remove_stubs, stubs)
             stubs.make(root, needed)
             if wish.first is not None:
                 self._make_directory(root, wish.first)
+
+    def _mount_root(self) -> None:
+        """Once for all that is done with it: before the step, by the runtime, which gets a bind of it, and after the
+        step. Each unmounting of an overlay has the kernel write out the whole file system that it is on, and one with
+        more folders than fsconfig(2) takes would need a mount namespace each time."""
+        self._tree = self._wish.root.mounts()
+        if len(self._tree) != 1 or self._tree[0].type != "overlay":
+            return
+        place = f"{self._folder}/root"
+        os.mkdir(place, 0o700)
+        mounting.mount_one(self._tree[0], place)
+        self._undo.callback(trees.unmount, place)
+        self._root = place
+        self._tree = [Mount("bind", place, ("rbind", "rw"))]
+
+    @contextmanager
+    def _opened(self) -> Iterator[int]:
+        """The root as a descriptor, for the block. Raises OSError."""
+        if not self._root:
+            with roots.opened(self._tree) as root:
+                yield root
+            return
+        root = os.open(self._root, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            yield root
+        finally:
+            os.close(root)
 
     def _take_network(self) -> None:
         mode = self._executor._mode(self._wish.network)
@@ -331,7 +359,7 @@ class Box:
 
     def _remove_stubs(self, stubs: roots.Stubs) -> None:
         try:
-            with roots.opened(self._tree) as root:
+            with self._opened() as root:
                 stubs.remove(root)
         except OSError as error:
             log.warning("step %s: places of mounts stay in its root: %s", self.id, error)
@@ -394,7 +422,7 @@ class Box:
         user = self._user(process)
         wish, settings = self._wish, self._executor.settings
         if process is not wish.first:
-            with roots.opened(self._tree) as root:
+            with self._opened() as root:
                 self._make_directory(root, process)
         limits = wish.limits if wish.limits.pids else replace(wish.limits, pids=settings.pids)
         around = spec.Surroundings(

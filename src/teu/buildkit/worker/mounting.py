@@ -96,7 +96,7 @@ class Places:
         made = 0
         try:
             for one in mounts:
-                _mount(one, place)
+                mount_one(one, place)
                 made += 1
             yield place
         finally:
@@ -105,7 +105,8 @@ class Places:
             os.rmdir(place)
 
 
-def _mount(one: Mount, place: str) -> None:
+def mount_one(one: Mount, place: str) -> None:
+    """Of a snapshot's mounts, at a folder that nobody else can change. Raises OSError."""
     flags, propagation, data = mountflags.parse(one.options)
     text = ",".join(option for option in data if option != "loop")
     source, kind = one.source, one.type

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """A step's root before and after the step: its working directory, and the places of mounts that it has not itself.
 
-The root is opened as a mount that is nowhere: no other process sees it, and it goes with its descriptor. What is in it
-was made by others, so a path is looked up inside it by the kernel, and what was found is a descriptor from then on
-(CVE-2024-23652, CVE-2024-23653: a stub that turned into a link leads nobody to a file of the host).
+The root is opened as a mount that is nowhere: no other process sees it, and it goes with its descriptor; or it is where
+the executor has mounted it, in a folder of root's alone. What is in it was made by others, so a path is looked up
+inside it by the kernel, and what was found is a descriptor from then on (CVE-2024-23652, CVE-2024-23653: a stub that
+turned into a link leads nobody to a file of the host).
 
 A mount needs a place. Where there is none it is made before the step and taken away after it, if nothing was put into
 it: then the result has no trace of it, not even in the times of the folders around. BuildKit leaves the work to the
