@@ -37,6 +37,7 @@ class Fake:
         self.running = False
         self.fail: dict[str, errors.Error] = {}
         self.options: Any = None
+        self.rootfs: list[Any] = []
         self.during: dict[str, Callable[[], None]] = {}
         self.containers = self.tasks = self.introspection = self
 
@@ -59,6 +60,7 @@ class Fake:
             self.records[request.container.id] = request.container
             return None
         self.options = request.options
+        self.rootfs = list(request.rootfs)
         for path in filter(None, (request.stdout, request.stderr)):
             os.close(os.open(path, os.O_WRONLY))
         self.running = True
@@ -153,6 +155,40 @@ def test_a_step_from_begin_to_end(executor: Executor, fake: Fake, tmp_path: Path
     assert fake.calls == ["Plugins", "Create", "Create", "Start", "Wait", "Delete", "Delete"]
     assert sorted(os.listdir(tmp_path / "root")) == ["etc", "work"]
     assert os.listdir(tmp_path / "root/etc") == ["passwd"]
+    assert executor.boxes() == []
+
+
+class Overlay(Tree):
+    def mounts(self) -> list[Mount]:
+        folders = [f"{self.path}-{name}" for name in ("lower", "upper", "work")]
+        for folder in folders:
+            os.makedirs(folder, exist_ok=True)
+        lower, upper, work = folders
+        return [Mount("overlay", "overlay", (f"lowerdir={lower}", f"upperdir={upper}", f"workdir={work}"))]
+
+
+def test_an_overlay_is_mounted_once_and_released_beside_its_commit(
+    executor: Executor, fake: Fake, tmp_path: Path
+) -> None:
+    try:
+        box = executor.box(wish(tmp_path, root=Overlay(tmp_path / "o"), mounts=[Tmpfs("/mnt/t", 5)]), "abc")
+    except OSError as error:
+        pytest.skip(f"no overlay on this file system: {error}")
+    place, upper = f"{tmp_path}/state/abc/root", tmp_path / "o-upper"
+    assert os.path.ismount(place)
+    process = box.start(Process(("true",), cwd="/work"))
+    assert [(one.type, one.source) for one in fake.rootfs] == [("bind", place)]
+    fake.end(0)
+    assert process.wait() == 0
+    reached = threading.Event()
+    fake.during["Delete"] = lambda: reached.wait(20) and None
+    with box.releasing():
+        assert os.listdir(upper) == ["work"]  # nothing of it changes any more
+        assert os.path.ismount(place)
+        reached.set()
+    assert not os.path.exists(place)
+    box.release()
+    assert fake.calls == ["Plugins", "Create", "Create", "Start", "Wait", "Delete", "Delete"]
     assert executor.boxes() == []
 
 

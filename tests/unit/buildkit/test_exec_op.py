@@ -73,6 +73,10 @@ class FakeExecutor:
     def kill(self) -> None:
         self.code = 137
 
+    @contextmanager
+    def releasing(self) -> Iterator[None]:
+        yield
+
     def release(self) -> None:
         self.released += 1
 

@@ -148,8 +148,7 @@ class ExecOp:
                 sampled=steps.sampled(context),
                 devices=self._devices(),
             )
-            self._run(context, wish, process, what, meta.validExitCodes)
-            return prepared.commit()
+            return self._run(context, wish, process, meta.validExitCodes, prepared.commit)
         except errors.Error as error:
             if not isinstance(error, errors.Cancelled):
                 error.at_solve(self._vertex.op, description=self._vertex.metadata.description)
@@ -166,21 +165,33 @@ class ExecOp:
         mounts = [left.get(number) or (one and one.clone()) for number, one in enumerate(given)]
         return Kept([one and one.clone() for one in given], mounts)
 
-    def _run(self, context: Context, wish: Wish, process: Process, what: str, valid: Sequence[int]) -> None:
+    def _run(
+        self,
+        context: Context,
+        wish: Wish,
+        process: Process,
+        valid: Sequence[int],
+        commit: Callable[[], Sequence[Ref]],
+    ) -> Sequence[Ref]:
+        """The step, and what `commit` makes of it where it has done well."""
         box: Box | None = None
         try:
-            box = self._steps.executor.box(wish)
-            with context.on_cancel(box.kill):
-                running = box.start(process, lambda data: context.log(1, data), lambda data: context.log(2, data))
-                code = running.wait()
-            context.check()
-            problem = failure(code, out_of_memory=box.out_of_memory, valid=valid)
-            if problem is not None:
-                raise problem
-        except errors.Cancelled:
-            raise
-        except errors.Error as error:
-            raise error.prefixed(f"process {quoted(what)} did not complete successfully") from error.__cause__
+            try:
+                box = self._steps.executor.box(wish)
+                with context.on_cancel(box.kill):
+                    running = box.start(process, lambda data: context.log(1, data), lambda data: context.log(2, data))
+                    code = running.wait()
+                context.check()
+                problem = failure(code, out_of_memory=box.out_of_memory, valid=valid)
+                if problem is not None:
+                    raise problem
+            except errors.Cancelled:
+                raise
+            except errors.Error as error:
+                what = quoted(wish.name)
+                raise error.prefixed(f"process {what} did not complete successfully") from error.__cause__
+            with box.releasing():
+                return commit()
         finally:
             if box is not None:
                 box.release()

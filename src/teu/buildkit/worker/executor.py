@@ -251,6 +251,7 @@ class Box:
         self._wish = wish
         self._folder = f"{executor.settings.state}/{identity}"
         self._undo = ExitStack()
+        self._stubs: roots.Stubs | None = None
         self._lock = threading.Lock()
         self._killed = threading.Event()
         self._made = False  # there is a container, or may be
@@ -304,7 +305,8 @@ class Box:
         stubs = roots.Stubs(wish.recursive)
         with self._opened() as root:
             self._files = _databases(root)
-            self._undo.callback(self._remove_stubs, stubs)
+            self._stubs = stubs
+            self._undo.callback(self._remove_stubs)
             stubs.make(root, needed)
             if wish.first is not None:
                 self._make_directory(root, wish.first)
@@ -357,7 +359,11 @@ class Box:
             "/etc/hosts": network.hosts(wish.hostname, wish.extra_hosts, gateway),
         }
 
-    def _remove_stubs(self, stubs: roots.Stubs) -> None:
+    def _remove_stubs(self) -> None:
+        """Twice is fine."""
+        stubs, self._stubs = self._stubs, None
+        if stubs is None:
+            return
         try:
             with self._opened() as root:
                 stubs.remove(root)
@@ -389,6 +395,24 @@ class Box:
         except Exception:
             log.exception("step %s is not all cleared away", self.id)
         self._executor.forget(self.id)
+
+    @contextmanager
+    def releasing(self) -> Iterator[None]:
+        """After the first process' end, which is that of all: `release` goes on beside the block, and has come to its
+        end when the block is left. In the block the root does not change any more, and may be committed; but it may
+        be mounted still, so nobody may see the result of that before the end. Where the root is no overlay, whose
+        folders a commit leaves where they are, the release comes first."""
+        if not self._root:
+            self.release()
+            yield
+            return
+        self._remove_stubs()
+        thread = threading.Thread(target=self.release, name="release", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            thread.join()
 
     def kill(self) -> None:
         """SIGKILL to all of it, now and until it has ended; waits for that no longer than a call takes."""
