@@ -152,6 +152,31 @@ def test_deletions_bring_a_collection(context: Context) -> None:
     wait(lambda: not os.path.exists(context.content.path(kept)))
 
 
+def test_only_what_has_files_sends_somebody_to_the_disk(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A build deletes a container after each step, and leases by the dozen: none of them has files."""
+    swept: list[float] = []
+    collect = context.snapshots.collect
+    monkeypatch.setattr(context.snapshots, "collect", lambda: (swept.append(time.monotonic()), collect())[1])
+    context.collector.threshold = 1000
+    context.collector.start()
+    deadline = time.monotonic() + 10
+    while not swept or not context.collector.idle():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    before = len(swept)
+    for number in range(3):
+        context.leases.create("n", f"l{number}", {})
+        context.leases.delete("n", f"l{number}")
+        context.containers.create("n", container(f"c{number}"))
+        context.containers.delete("n", f"c{number}")
+        time.sleep(0.1)
+    assert len(swept) == before
+    context.content.delete("n", put(context, b"x"))
+    while len(swept) == before:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 def test_snapshot_removal_is_told(context: Context) -> None:
     told: list[Any] = []
     context.events.listen(told.append)

@@ -214,7 +214,7 @@ class Database:
         self._sync_lock = threading.Lock()
         self._committed = 0
         self._synced = 0
-        self.on_mutation: Callable[[], None] | None = None
+        self.on_mutation: Callable[[bool], None] | None = None
         self._reserve = Reserve(f"{path}-reserve")
         try:
             self._migrate()
@@ -373,10 +373,10 @@ class Database:
         with self._lock:
             yield
 
-    def mutated(self) -> None:
-        """Something was deleted. Called after the transaction."""
+    def mutated(self, *, files: bool = False) -> None:
+        """Something was deleted; `files`: what has files, which are to go. Called after the transaction."""
         if self.on_mutation is not None:
-            self.on_mutation()
+            self.on_mutation(files)
 
     def ensure_namespace(self, namespace: str) -> None:
         """Within a transaction: objects make their namespace."""

@@ -195,7 +195,7 @@ class Content:
             if not execute("DELETE FROM blobs WHERE namespace = ? AND digest = ?", (namespace, digest)).rowcount:
                 raise NotFound(f"content digest {digest}")
             self._leases.release(namespace, "content", digest)
-        self._database.mutated()
+        self._database.mutated(files=True)
         self._events.publish(namespace, "/content/delete", content_events.ContentDelete(digest=digest))
 
     # Ingests

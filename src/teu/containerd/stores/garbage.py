@@ -267,12 +267,18 @@ class Collector:
         self.failures = 0
         self.removed = 0
         self.told: Callable[[float], None] = lambda seconds: None  # of the duration of each run
-        database.on_mutation = self._wanted.set
+        self._files = False  # of what was deleted there may be files left
+        database.on_mutation = self._deleted
 
     def start(self) -> None:
         """Begin to collect, on a thread of its own, as changes ask for it."""
         self._thread = threading.Thread(target=self._work, name="gc", daemon=True)
         self._thread.start()
+
+    def _deleted(self, files: bool) -> None:
+        if files:
+            self._files = True
+        self._wanted.set()
 
     def stop(self) -> None:
         """End the thread; a collection that is under way is waited for, 5 seconds at most."""
@@ -303,8 +309,9 @@ class Collector:
                     # expiring leases and ingests need a look now and then, though nothing was deleted
                     due = time.monotonic() + 3600
                 elif deleted:
-                    with self._run_lock:
-                        self._sweep()
+                    if self._files:
+                        with self._run_lock:
+                            self._sweep()
                     due = min(due, time.monotonic() + self.interval)
             except Exception as error:
                 self.failures += 1
@@ -315,6 +322,7 @@ class Collector:
 
     def _sweep(self) -> int:
         """Take from the disk what has no record any more; bytes of content freed."""
+        self._files = False
         self._snapshots.collect()
         return self._content.collect()
 

@@ -79,5 +79,5 @@ class Namespaces:
                 raise NotFound(f'namespace "{name}"')
             for table in ("leases", "lease_resources", "ingests", "sandboxes"):
                 execute(f"DELETE FROM {table} WHERE namespace = ?", (name,))
-        self._database.mutated()
+        self._database.mutated(files=True)
         self._events.publish(name, "/namespaces/delete", namespace_events.NamespaceDelete(name=name))

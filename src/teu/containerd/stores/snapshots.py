@@ -411,7 +411,7 @@ class Snapshots:
                 (namespace, snapshotter, key),
             )
             self._leases.release(namespace, f"snapshots/{snapshotter}", key)
-        self._database.mutated()
+        self._database.mutated(files=True)
         event = snapshot_events.SnapshotRemove(key=key, snapshotter=snapshotter)
         self._events.publish(namespace, "/snapshot/remove", event)
 
