@@ -155,7 +155,7 @@ class Tasks:
         self.stand_ins: dict[tuple[str, str], int] = {}
 
     def _shim(self, namespace: str, id: str) -> Shim:
-        self._containers.get(namespace, id)
+        self._containers.require(namespace, id)
         return self._shims.get(namespace, id)
 
     def count(self) -> int:

@@ -96,6 +96,11 @@ class Containers:
             raise NotFound(f'container "{id}" in namespace "{namespace}"')
         return _from_row(row)
 
+    def require(self, namespace: str, id: str) -> None:
+        """As `get`, for who needs nothing of the record: it is not taken to pieces."""
+        if not self._database.one("SELECT 1 FROM containers WHERE namespace = ? AND id = ?", (namespace, id)):
+            raise NotFound(f'container "{id}" in namespace "{namespace}"')
+
     def find(self, namespace: str, filters: Sequence[str] = ()) -> list[containers_pb2.Container]:
         """The records that one of the filters lets through, by id; all of them without filters."""
         accept = parse_all(filters)
