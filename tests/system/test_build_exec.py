@@ -527,22 +527,24 @@ def secret(**more: Any) -> pb.Mount:
 def test_secrets_are_seen_by_the_step_alone(builder: Builder) -> None:
     with with_client(builder):
         script = (
-            "ls -ln /run/secrets/word; wc -c </run/secrets/word; echo ${#WORD}; touch /made; sleep 1;"
+            "ls -ln /run/secrets/word; wc -c </run/secrets/word; echo ${#WORD}; touch /made; sleep 2;"
             " echo x >/run/secrets/word || echo readonly"
         )
         found: list[str] = []
 
         def look() -> None:
+            while builder.context.out.count(b"\n") < 3:  # it runs
+                time.sleep(0.02)
             builder_out = subprocess.run(["ps", "axww"], capture_output=True, text=True, check=True).stdout
             found.append(builder_out)
             # What its container says of itself, for whoever asks containerd.
             listed = builder.client.containers.List(containers_pb2.ListContainersRequest()).containers
             found.append("\n".join(str(json.loads(one.spec.value)) for one in listed))
 
-        timer = threading.Timer(0.7, look)
-        timer.start()
+        looking = threading.Thread(target=look, daemon=True)
+        looking.start()
         (result,) = builder.run(script, mounts=[secret()], secretenv=[pb.SecretEnv(ID="word", name="WORD")])
-        timer.join()
+        looking.join()
         text = builder.context.out.decode()
         assert re.match(rf"-r--r----- +1 5 +6 +{len(WORD)} ", text)
         assert text.splitlines()[1:] == [str(len(WORD)), str(len(WORD)), "readonly"]
