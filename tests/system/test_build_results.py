@@ -921,6 +921,21 @@ def test_only_what_changed_travels_to_teud(clients: Clients) -> None:
     assert 300_000 <= sent() < 400_000
 
 
+def test_two_folders_of_one_name_travel_once_each(clients: Clients, tmp_path: Path) -> None:
+    def sent(folder: Path) -> float:
+        said = clients.teu("build", "--progress=plain", "-o", "type=cacheonly", str(folder))
+        told = re.findall(r"transferring context: ([\d.]+)(B|kB|MB)", said)
+        return float(told[-1][0]) * {"B": 1, "kB": 1e3, "MB": 1e6}[told[-1][1]] if told else 0.0
+
+    folders = [tmp_path / name / "same" for name in ("one", "two")]
+    for folder in folders:
+        folder.mkdir(parents=True)
+        (folder / "Dockerfile").write_text("FROM scratch\nCOPY file /\n")
+        (folder / "file").write_bytes(os.urandom(1_000_000))
+        assert sent(folder) > 900_000
+    assert [sent(folder) < 50_000 for folder in folders] == [True, True]
+
+
 def test_questions_to_the_builders_frontend(clients: Clients) -> None:
     clients.dockerfile("FROM busybox as Base\nARG A=1\nfrom base as second\nCOPY file /file\nCMD echo x\n")
     said = clients.teu("build", "--check", ".", code=1)

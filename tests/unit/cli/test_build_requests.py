@@ -319,6 +319,20 @@ def test_places_of_a_dockerfile(folder: Path) -> None:
         inputs("nowhere")
 
 
+def test_a_folder_is_known_again(folder: Path) -> None:
+    """By the builder, who has most of its files; whatever it is called, as the key is a header's value."""
+    names = ["one/app", "two/app", "a\r\nb", "\udcff", "ü"]
+    for name in names:
+        (folder / name).mkdir(parents=True)
+    (folder / "link").symlink_to("one/app")
+    keys = [inputs(str(folder / name))[1].shared_key for name in names]
+    assert len(set(keys)) == len(names)
+    assert all(key.isascii() and key.isprintable() for key in keys)
+    assert inputs("context/one/app")[1].shared_key == inputs(str(folder / "link"))[1].shared_key == keys[0]
+    # It says nothing of the machine to whom the builder belongs.
+    assert contexts._machine() not in keys[0] and "app" not in keys[0]
+
+
 def test_the_standard_input(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stdin(monkeypatch, b"FROM scratch\n")
     made, offer = inputs("-")

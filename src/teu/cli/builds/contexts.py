@@ -66,7 +66,7 @@ class Inputs:
             name = "Dockerfile" if folder else file
         elif os.path.isdir(where):
             self._offer.folders["context"] = where
-            self._offer.shared_key = os.path.basename(os.path.abspath(where)) + ":" + _machine()
+            self._offer.shared_key = shared_key(where)
             if file == "-":
                 folder, name = self._dockerfile(), "Dockerfile"
             elif file.startswith(("http://", "https://")):
@@ -186,6 +186,16 @@ class Inputs:
             for name in os.listdir(folder):
                 os.unlink(f"{folder}/{name}")
             os.rmdir(folder)
+
+
+def shared_key(folder: str) -> str:
+    """By which a builder finds again what it has of this folder. Not the name alone, as that of buildx: two folders of
+    one name would take turns with one tree there, and travel whole each time. Nor path and machine themselves: what the
+    builder has to know is that they are the same, and no header can carry some of them."""
+    import hashlib  # 3 ms, for folders alone
+
+    text = f"{_machine()}\0{os.path.realpath(folder)}"
+    return hashlib.sha256(os.fsencode(text)).hexdigest()
 
 
 def _machine() -> str:
