@@ -21,8 +21,18 @@ PATH_MAX, NAME_MAX = 4095, 255
 CHUNK = 32 << 10  # bytes of a DATA packet, as fsutil itself has it
 
 
+_GO_MODES: dict[int, int] = {}  # those that were seen
+
+
 def go_mode(mode: int) -> int:
     """A file's mode as Go has it. A socket counts as a file, as fsutil's sender has it."""
+    found = _GO_MODES.get(mode)
+    if found is None:
+        found = _GO_MODES[mode] = _go_mode(mode)
+    return found
+
+
+def _go_mode(mode: int) -> int:
     result = mode & 0o777
     kind = modes.S_IFMT(mode)
     result |= {
@@ -59,9 +69,8 @@ class Order:
         names: list[bytes] = path.split(b"/")
         if len(path) > PATH_MAX or b"\0" in path:
             raise ValueError(f"invalid path of {len(path)} bytes")
-        for name in names:
-            if name in (b"", b".", b"..") or len(name) > NAME_MAX:
-                raise ValueError(f"invalid path {os.fsdecode(path)!r}")
+        if b"" in names or b"." in names or b".." in names or max(map(len, names)) > NAME_MAX:
+            raise ValueError(f"invalid path {os.fsdecode(path)!r}")
         if names <= self._last:
             raise ValueError(f"changes out of order: {os.fsdecode(path)!r}")
         parent = path[: -len(names[-1]) - 1]

@@ -64,6 +64,7 @@ XATTRS_MAX, XATTR_SIZE_MAX = 64, 64 << 10
 # Others belong to this host (security.selinux), or mean something to overlayfs, on which the folder will lie.
 XATTRS = ("user.",)
 XATTRS_EXACT = ("security.capability",)
+KINDS = (0, GO_DIR, GO_SYMLINK, GO_FIFO, GO_DEVICE, GO_DEVICE | GO_CHARACTER)  # of files that can travel
 BENEATH = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_XDEV
 
 
@@ -106,35 +107,50 @@ class Received(NamedTuple):
     deleted: int  # entries that went, with what was in them
 
 
-def walk(folder: int) -> Iterator[tuple[Any, int, bytes]]:
-    """(Stat, the folder it is in, its name there) of everything below an open folder, as a sender tells it."""
+def found(folder: int) -> Iterator[tuple[bytes, int, bytes, os.stat_result, bytes]]:
+    """Everything below an open folder, in the protocol's order: path, the folder that it is in, its name there, its
+    status, and where it leads: a symbolic link's target, or the path that came before of the same file."""
     seen: dict[int, bytes] = {}
     for path, parent, name, status in trees.walk(folder, mounts=False):
+        link = b""
+        if modes.S_ISLNK(status.st_mode):
+            try:
+                link = os.readlink(name, dir_fd=parent)
+            except OSError:
+                continue  # it is something else by now
+        elif status.st_nlink > 1 and not modes.S_ISDIR(status.st_mode):
+            first = seen.setdefault(status.st_ino, path)
+            if first != path:
+                link = first
+        yield path, parent, name, status, link
+
+
+def walk(folder: int) -> Iterator[tuple[Any, int, bytes]]:
+    """(Stat, the folder it is in, its name there) of everything below an open folder, as a sender tells it."""
+    for path, parent, name, status, link in found(folder):
         mode = go_mode(status.st_mode)
         entry = Stat(path=path, mode=mode, uid=status.st_uid, gid=status.st_gid, modTime=status.st_mtime_ns)
-        if not mode & GO_DIR:
+        if link:
+            entry.linkname = link
+        if not mode & GO_DIR and (not link or mode & GO_SYMLINK):
             entry.size = status.st_size
-            if mode & GO_SYMLINK:
-                try:
-                    entry.linkname = os.readlink(name, dir_fd=parent)
-                except OSError:
-                    continue  # it is something else by now
-            elif status.st_nlink > 1:
-                first = seen.setdefault(status.st_ino, path)
-                if first != path:
-                    entry.linkname, entry.size = first, 0
-            if mode & GO_DEVICE:
-                entry.devmajor, entry.devminor = os.major(status.st_rdev), os.minor(status.st_rdev)
+        if mode & GO_DEVICE:
+            entry.devmajor, entry.devminor = os.major(status.st_rdev), os.minor(status.st_rdev)
         yield entry, parent, name
 
 
-def same(old: Any, new: Any) -> bool:
+def same(status: os.stat_result, link: bytes, new: Any) -> bool:
     """Is what is here what the sender has, as far as can be told without reading it?"""
-    if old.mode != new.mode or old.uid != new.uid or old.gid != new.gid or old.linkname != new.linkname:
+    mode = go_mode(status.st_mode)
+    if mode != new.mode or status.st_uid != new.uid or status.st_gid != new.gid or link != new.linkname:
         return False
-    if old.devmajor != new.devmajor or old.devminor != new.devminor:
+    major, minor = (os.major(status.st_rdev), os.minor(status.st_rdev)) if mode & GO_DEVICE else (0, 0)
+    if major != new.devmajor or minor != new.devminor:
         return False
-    return bool(old.mode & GO_DIR) or (old.size == new.size and old.modTime == new.modTime)
+    if mode & GO_DIR:
+        return True
+    size = status.st_size if not link or mode & GO_SYMLINK else 0
+    return bool(size == new.size and status.st_mtime_ns == new.modTime)
 
 
 def problem(error: OSError, path: bytes) -> errors.Error:
@@ -174,9 +190,8 @@ class _Receiver:
         self._notify = notify
         self._hash_of = hash_of
         self._order = Order()
-        self._here = walk(folder)
-        self._next: Any = next(self._here, (None,))[0]
-        self._next_names: list[bytes] = self._next.path.split(b"/") if self._next is not None else []
+        self._here = found(folder)
+        self._next = next(self._here, None)
         self._parent: tuple[bytes, int] = (b"", -1)
         self._files: set[bytes] = set()  # that hard links may lead to
         self._made: set[bytes] = set()  # of these, those that are not what was here
@@ -227,40 +242,37 @@ class _Receiver:
 
     # Entries.
 
-    def _advance(self) -> None:
-        self._next = next(self._here, (None,))[0]
-        self._next_names = self._next.path.split(b"/") if self._next is not None else []
-
     def _tell(self, kind: str, path: bytes, entry: Any, digest: str = "") -> None:
         if self._notify is not None:
             self._notify(Change(kind, path, entry, digest))
 
     def _delete_next(self) -> None:
-        path = self._next.path
+        assert self._next is not None
+        path = self._next[0]
         self._remove(path)
         self._deleted += 1
         self._tell("delete", path, None)
-        self._advance()
+        self._next = next(self._here, None)
 
     def _stat(self, entry: Any) -> None:
         number = self._entries
         self._entries += 1
         if self._entries > self._limits.entries:
             raise errors.ResourceExhausted(f"the context has more than {self._limits.entries} entries")
+        path, kind = entry.path, entry.mode & GO_TYPE
         try:
-            names = self._order.check(entry.path, bool(entry.mode & GO_DIR))
+            names = self._order.check(path, bool(kind & GO_DIR))
         except ValueError as error:
             raise errors.InvalidArgument(str(error)) from None
-        kind = entry.mode & GO_TYPE
-        if kind not in (0, GO_DIR, GO_SYMLINK, GO_FIFO, GO_DEVICE, GO_DEVICE | GO_CHARACTER):
+        if kind not in KINDS:
             raise errors.InvalidArgument(
                 f"{os.fsdecode(entry.path)}: a kind of file that cannot travel ({entry.mode:#x})"
             )
         if entry.size < 0:
             raise errors.InvalidArgument(f"{os.fsdecode(entry.path)}: {entry.size} bytes")
         if self._how.wants is None:
-            self._entry(number, entry, names, kind)
-        elif entry.path != METADATA:
+            self._entry(number, entry, path, names, kind)
+        elif path != METADATA:
             self._named(number, entry, names, kind, self._how.wants)
 
     def _named(self, number: int, entry: Any, names: list[bytes], kind: int, wants: Callable[[bytes], bool]) -> None:
@@ -277,11 +289,10 @@ class _Receiver:
             return
         above, self._above = self._above, []
         for place, folder in above:
-            self._entry(place, folder, folder.path.split(b"/"), GO_DIR)
-        self._entry(number, entry, names, kind)
+            self._entry(place, folder, folder.path, folder.path.split(b"/"), GO_DIR)
+        self._entry(number, entry, entry.path, names, kind)
 
-    def _entry(self, number: int, entry: Any, names: list[bytes], kind: int) -> None:
-        path = entry.path
+    def _entry(self, number: int, entry: Any, path: bytes, names: list[bytes], kind: int) -> None:
         if kind == GO_DIR:
             self._times[path] = entry.modTime
         elif kind != GO_SYMLINK:
@@ -290,24 +301,25 @@ class _Receiver:
             elif entry.linkname not in self._files:
                 target = os.fsdecode(entry.linkname)
                 raise errors.InvalidArgument(f"invalid link {os.fsdecode(path)} to unknown path: {target!r}")
-        while self._next is not None and self._next_names < names:
+        while self._next is not None and self._next[0] != path and self._next[0].split(b"/") < names:
             self._delete_next()
-        old = self._next if self._next_names == names else None
-        if old is not None:
-            unchanged = same(old, entry) and not (entry.linkname and entry.linkname in self._made)
+        old: os.stat_result | None = None
+        if self._next is not None and self._next[0] == path:
+            _, _, _, old, link = self._next
+            unchanged = same(old, link, entry) and not (entry.linkname and entry.linkname in self._made)
             unchanged = unchanged and (self._how.differ or kind == GO_DIR)
-            if not unchanged and not (kind == GO_DIR and old.mode & GO_DIR):
+            if not unchanged and not (kind == GO_DIR and modes.S_ISDIR(old.st_mode)):
                 self._remove(path)
-            self._advance()
+            self._next = next(self._here, None)
             if unchanged:
                 return
         try:
-            self._make(number, entry, kind, "add" if old is None else "modify", old)
+            self._make(number, entry, kind, old)
         except OSError as error:
             raise problem(error, path) from error
 
-    def _make(self, number: int, entry: Any, kind: int, change: str, old: Any) -> None:
-        path = entry.path
+    def _make(self, number: int, entry: Any, kind: int, old: os.stat_result | None) -> None:
+        path, change = entry.path, "add" if old is None else "modify"
         if kind not in (GO_DIR, GO_SYMLINK):
             self._made.add(path)
             if entry.linkname:
@@ -319,7 +331,7 @@ class _Receiver:
             return
         parent, name = self._place(path)
         if kind == GO_DIR:
-            if old is None or not old.mode & GO_DIR:
+            if old is None or not modes.S_ISDIR(old.st_mode):
                 os.mkdir(name, 0o700, dir_fd=parent)
             descriptor = openat2(parent, os.fsdecode(name), os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, BENEATH)
             try:
