@@ -21,6 +21,7 @@ from teu.buildkit.worker import network, tasks
 from teu.buildkit.worker.executor import NONE, SANDBOX, Executor, Settings, Wish
 from teu.buildkit.worker.mounts import Tmpfs
 from teu.buildkit.worker.spec import Process
+from teu.linux import apparmor
 from teu.oci.labels import BUILDER
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to open a root")
@@ -227,6 +228,35 @@ def test_secrets_with_a_runtime_that_has_no_place_for_them(fake: Fake, tmp_path:
     told = json.loads(fake.records[box.id].spec.value)
     assert told["process"]["env"] == ["A=b"] and told["root"], "whoever looks at it sees none"
     assert fake.calls.index("Update") < fake.calls.index("Start")
+    fake.end(0)
+    process.wait()
+    executor.close()
+
+
+@pytest.mark.parametrize(
+    ("configured", "insecure", "profile"),
+    [
+        ("mine", False, "mine"),
+        ("not-loaded", False, None),  # as the key says: where it is loaded
+        ("", False, None),
+        ("mine", True, None),
+    ],
+)
+def test_the_profile_of_steps_is_the_configured_one(
+    fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, configured: str, insecure: bool, profile: str | None
+) -> None:
+    """apparmor-profile of buildkitd.yaml, on a kernel that has two."""
+    (tmp_path / "enabled").write_text("Y\n")
+    (tmp_path / "profiles").write_text("teu-default (enforce)\nmine (complain)\n")
+    monkeypatch.setattr(apparmor, "ENABLED", str(tmp_path / "enabled"))
+    monkeypatch.setattr(apparmor, "PROFILES", str(tmp_path / "profiles"))
+    (tmp_path / "root").mkdir()
+    client: Any = fake
+    executor = Executor(client, "worker", Settings(str(tmp_path / "state"), run=str(tmp_path), apparmor=configured))
+    box = executor.box(wish(tmp_path, insecure=insecure))
+    process = box.start(Process(("true",)))
+    told = json.loads(fake.records[box.id].spec.value)["process"]
+    assert told.get("apparmorProfile") == profile
     fake.end(0)
     process.wait()
     executor.close()
