@@ -298,3 +298,21 @@ def test_what_the_journal_has_of_a_build(buildx: Buildx, tmp_path: Path) -> None
         assert len(refs) == 1
         if metadata.exists():
             assert json.loads(metadata.read_text())["buildx.build.ref"].endswith(*refs)
+
+
+def test_builds_of_long_ago_are_forgotten(buildx: Buildx) -> None:
+    """history.max-age, which a reload applies: also where no build comes after."""
+
+    def known(channel: grpc.Channel) -> set[str]:
+        request = control_pb2.BuildHistoryRequest(EarlyExit=True)
+        events = control_pb2_grpc.ControlStub(channel).ListenBuildHistory(request, timeout=60)
+        return {event.record.Ref for event in events}
+
+    with configured("idle-exit: 0\n"), grpc.insecure_channel(f"unix:{SOCKET}") as channel:
+        before = known(channel)
+        buildx.build("FROM busybox\n")
+        assert len(known(channel) - before) == 1
+        drop = Path("/etc/teu/buildkitd.yaml.d/settings.yaml")
+        drop.write_text("idle-exit: 0\nhistory: {max-age: 1s}\n")
+        call("systemctl", "reload", SERVICE)
+        eventually("none of them is known", lambda: not known(channel))

@@ -55,6 +55,20 @@ def test_it_is_bounded_by_number_and_age_and_pinned_ones_stay(tmp_path: Path) ->
     history.close()
 
 
+def test_who_asks_is_told_of_nothing_too_old(tmp_path: Path) -> None:
+    """No build has to follow: the bounds may have come with a reload, and the last build long ago."""
+    clock = Clock()
+    history = History(str(tmp_path / "h.db"), max_age=100, max_entries=0, clock=clock)
+    for ref in ("a", "b"):
+        history.finish(record(ref))
+        clock.now += 60
+    assert kept(history) == ["b"]
+    history.set_bounds(50, 0)
+    assert kept(history) == []
+    assert history._database.one("SELECT count(*) FROM builds")[0] == 0
+    history.close()
+
+
 def test_a_blob_of_two_builds_goes_with_the_second(tmp_path: Path) -> None:
     history = History(str(tmp_path / "h.db"), max_age=0, max_entries=0)
     blob = Blob(LOGS, b"the same")

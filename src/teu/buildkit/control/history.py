@@ -190,6 +190,7 @@ class History:
             chosen = parse_all(request.Filter)
         except FilterError as error:
             raise errors.InvalidArgument(str(error)) from None
+        self.clean()  # the last build may have ended long ago
 
         def wanted(record: Any) -> bool:
             return (not request.Ref or record.Ref == request.Ref) and chosen(lambda path: _field(record, path))
