@@ -24,6 +24,7 @@ MODERN = (
     "metadata-file",
     "no-cache-filter",
     "output",
+    "policy",
     "print",
     "provenance",
     "push",
@@ -113,6 +114,7 @@ COMMANDS = {
    --no-cache-filter  strings  Do not use the cache for these stages
 -o --output         list     Where the result goes, PATH or type=local|tar|oci|docker|image|registry|cacheonly,dest=PATH
    --platform       strings  Platforms of the image, OS[/ARCH[/VARIANT]]
+   --policy         list     disabled=true: without the policy in Rego beside the Dockerfile, which only buildx reads
 !  --print          string   As --call
    --progress       string=auto  How progress is shown: auto, tty, plain, quiet or rawjson
    --provenance     string   Attest how the image came about (--attest type=provenance): true, false, mode=min|max

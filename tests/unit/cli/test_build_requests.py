@@ -278,6 +278,24 @@ def test_a_policy_that_is_none(
         asked()
 
 
+def test_policies_in_rego_are_not_passed_over(folder: Path) -> None:
+    """Those that --policy names, and the one that buildx finds beside the Dockerfile."""
+    for value in ("filename=x.rego", "reset=true", "strict=true", "log-level=debug", "disabled=maybe", "x"):
+        with pytest.raises(CommandError, match=f"^--policy {value}: .*docker buildx"):
+            asked("--policy", value)
+    (folder / "My.file").write_text("FROM scratch\n")
+    (folder / "Dockerfile.rego").write_text("package docker\n")
+    for argv in ((), ("--policy", "disabled=false")):
+        with pytest.raises(CommandError, match=r"^context/Dockerfile\.rego: .*--policy disabled=true builds without"):
+            asked(*argv)
+    without = asked("--policy", "disabled=true")[0]
+    assert "SourcePolicy" not in without and without["FrontendAttrs"]["filename"] == "Dockerfile"
+    assert asked("-f", "context/My.file")[0]
+    assert asked(where="https://github.com/a/b.git")[0]
+    with pytest.raises(CommandError, match=r"--policy filename=x\.rego"):
+        asked("--policy", "disabled=true,filename=x.rego")
+
+
 def test_annotations_of_levels() -> None:
     assert outputs.parse_annotations(["a=b", "index,manifest:c=d=e", "manifest[linux/amd64]:f=g", "https://x:h=i"]) == {
         "annotation.a": "b",

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The rules for the sources of a build that EXPERIMENTAL_BUILDKIT_SOURCE_POLICY names: a file of JSON, or of protobuf,
-as buildx reads it. Called by request where the variable is set."""
+as buildx reads it. And what --policy asks for: policies in Rego, which are refused. Called by request where there is
+one of them."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ import os
 
 from teu.cli.builds.messages import POLICY, TABLES
 from teu.cli.errors import CommandError
+from teu.cli.options import FALSE, TRUE
 from teu.oci import jsontext
 from teu.ttrpc import codec
 
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 VARIABLE = "EXPERIMENTAL_BUILDKIT_SOURCE_POLICY"
+REGO = f"policies in Rego are followed by docker buildx alone, which builds here too; {VARIABLE} names rules for us"
 ACTIONS = ("ALLOW", "DENY", "CONVERT")
 MATCHES = ("WILDCARD", "EXACT", "REGEX")
 CONDITIONS = ("EQUAL", "NOTEQUAL", "MATCHES")
@@ -40,6 +43,20 @@ def read() -> dict[str, Any] | None:
         except ValueError:
             raise CommandError(f"failed to parse source policy: {path}: {error}") from None
     return _policy(document)
+
+
+def check_rego(values: Sequence[str], beside: str) -> None:
+    """--policy, and the file of this path that buildx looks for beside a Dockerfile. Rego is a language of its own that
+    nobody here reads; a build that passed a policy over would be worse than none. CommandError, unless all that is
+    wanted is that there be none (disabled=true)."""
+    disabled = False
+    for pair in (pair.strip() for value in values for pair in value.split(",")):
+        name, _, text = pair.partition("=")
+        if name != "disabled" or text not in TRUE | FALSE:
+            raise CommandError(f"--policy {pair}: {REGO}")
+        disabled = text in TRUE
+    if not disabled and os.path.lexists(beside):
+        raise CommandError(f"{beside}: {REGO}; --policy disabled=true builds without it")
 
 
 def _policy(document: Any) -> dict[str, Any]:
