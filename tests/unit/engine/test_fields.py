@@ -240,3 +240,24 @@ def test_parameters_that_cannot_be_had() -> None:
     check("POST", "/containers/{name}/start", {"checkpoint": [""], "detachKeys": ["a"]})
     with pytest.raises(BadRequest, match="checkpoint: "):
         check("POST", "/containers/{name}/start", {"checkpoint": ["x"]})
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"Type": "volume", "Source": "", "Target": "/x", "ReadOnly": False}, {"Type": "volume", "Target": "/x"}),
+        ({"ReadOnly": True, "Consistency": ""}, {"ReadOnly": True}),
+        ({"VolumeOptions": {"NoCopy": False, "Labels": {}, "Subpath": ""}}, {"VolumeOptions": {}}),
+        ({"VolumeOptions": {"DriverConfig": {"Name": "", "Options": {}}}}, {"VolumeOptions": {"DriverConfig": {}}}),
+        ({"TmpfsOptions": {"SizeBytes": 0, "Mode": 0o1770}}, {"TmpfsOptions": {"Mode": 0o1770}}),
+        ({"BindOptions": {"Propagation": "", "NonRecursive": False}}, {"BindOptions": {}}),
+    ],
+)
+def test_what_is_empty_in_a_mount_is_not_told(given: dict[str, object], told: dict[str, object]) -> None:
+    assert fields.MOUNT.write(fields.MOUNT.read(given, "Mounts[0]")) == told
+    assert fields.MOUNT.write(fields.MOUNT.build(given)) == told  # as an older teud wrote it
+
+
+def test_what_is_empty_in_a_check_of_health_is_not_told() -> None:
+    given = {"Test": ["CMD", "true"], "Interval": 0, "Timeout": 5, "Retries": 0}
+    assert fields.HEALTH.write(fields.HEALTH.read(given, "Healthcheck")) == {"Test": ["CMD", "true"], "Timeout": 5}

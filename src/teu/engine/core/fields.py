@@ -66,7 +66,7 @@ class HealthCheck(Record):
     retries: int | None = member("Retries", INT64)
 
 
-HEALTH = RecordOf(HealthCheck)
+HEALTH = RecordOf(HealthCheck, empty=False)
 
 
 class Config(Record):
@@ -204,7 +204,7 @@ class DriverConfig(Record):
 class VolumeOptions(Record):
     no_copy: bool | None = member("NoCopy", FLAG)
     labels: dict[str, str] | None = member("Labels", LABELS)
-    driver_config: DriverConfig | None = member("DriverConfig", RecordOf(DriverConfig))
+    driver_config: DriverConfig | None = member("DriverConfig", RecordOf(DriverConfig, empty=False))
     subpath: str | None = member("Subpath", WORD)
 
 
@@ -226,12 +226,15 @@ class Mount(Record):
     target: str | None = member("Target", WORD)
     read_only: bool | None = member("ReadOnly", FLAG)
     consistency: str | None = member("Consistency", meaningless(TEXT))  # macOS
-    bind_options: BindOptions | None = member("BindOptions", RecordOf(BindOptions))
-    volume_options: VolumeOptions | None = member("VolumeOptions", RecordOf(VolumeOptions))
-    tmpfs_options: TmpfsOptions | None = member("TmpfsOptions", RecordOf(TmpfsOptions))
-    image_options: ImageOptions | None = member("ImageOptions", RecordOf(ImageOptions))
+    bind_options: BindOptions | None = member("BindOptions", RecordOf(BindOptions, empty=False))
+    volume_options: VolumeOptions | None = member("VolumeOptions", RecordOf(VolumeOptions, empty=False))
+    tmpfs_options: TmpfsOptions | None = member("TmpfsOptions", RecordOf(TmpfsOptions, empty=False))
+    image_options: ImageOptions | None = member("ImageOptions", RecordOf(ImageOptions, empty=False))
     # Of a type of mount that is refused, swarm's.
     cluster_options: dict[str, object] | None = member("ClusterOptions", NOTHING)
+
+
+MOUNT = RecordOf(Mount, empty=False)
 
 
 class LogConfig(Record):
@@ -308,7 +311,7 @@ class HostConfig(Resources):
         ),
         "",
     )
-    mounts: list[Mount] | None = member("Mounts", ListOf(RecordOf(Mount)))
+    mounts: list[Mount] | None = member("Mounts", ListOf(MOUNT))
     masked_paths: list[str] | None = member("MaskedPaths", WORD_LIST)
     readonly_paths: list[str] | None = member("ReadonlyPaths", WORD_LIST)
     init: bool | None = member("Init", FLAG)
@@ -328,7 +331,7 @@ class EndpointAddresses(Record):
 class EndpointAsked(Record):
     """EndpointSettings: what is wanted of a network for a container."""
 
-    addresses: EndpointAddresses | None = member("IPAMConfig", RecordOf(EndpointAddresses))
+    addresses: EndpointAddresses | None = member("IPAMConfig", RecordOf(EndpointAddresses, empty=False))
     links: list[str] = member("Links", WORD_LIST, [])
     aliases: list[str] = member("Aliases", WORD_LIST, [])
     mac: str = member("MacAddress", WORD, "")
@@ -389,7 +392,7 @@ CHANGE = Object(
         "Binds": WORD_LIST,
         "Env": WORD_LIST,
         "Healthcheck": HEALTH,
-        "Mounts": ListOf(RecordOf(Mount)),
+        "Mounts": ListOf(MOUNT),
         "PortBindings": MapOf(ListOf(RecordOf(PortBinding)), in_order=True),
     }
 )

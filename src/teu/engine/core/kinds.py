@@ -397,11 +397,12 @@ Codec = Callable[[Any], Any]
 class RecordOf(Shape[RecordT]):
     """The one decoder and the one encoder of a class of records."""
 
-    def __init__(self, record: type[RecordT], nulls: bool = False) -> None:
-        """`nulls`: what is None is written as null, and not left out."""
+    def __init__(self, record: type[RecordT], nulls: bool = False, empty: bool = True) -> None:
+        """`nulls`: what is None is written as null, and not left out. Not `empty`: false, 0 and what is empty are left
+        out as well, but for records, as where every member of a structure has Go's omitempty."""
         super().__init__({one.name: one.field for one in record.members.values()})
         self.record = record
-        self.nulls = nulls
+        self.nulls, self.empty = nulls, empty
         self._keys = {one.name: attribute for attribute, one in record.members.items()}
         # The first one twice, and the second time for nothing: of one alone there would be no tuple.
         self._values = itemgetter(*record.members, next(iter(record.members)))
@@ -438,7 +439,13 @@ class RecordOf(Shape[RecordT]):
         for name, write in self._writers.items():
             if result[name]:
                 result[name] = write(result[name])
-        return result if self.nulls else {name: value for name, value in result.items() if value is not None}
+        if self.nulls:
+            return result
+        if not self.empty:
+            return {
+                name: value for name, value in result.items() if value or (value is not None and name in self._writers)
+            }
+        return {name: value for name, value in result.items() if value is not None}
 
 
 def _found(codecs: Mapping[str, Codec | None]) -> dict[str, Codec]:
