@@ -306,6 +306,21 @@ def test_a_client_that_leaves_a_stream_is_noticed(path: str, more: bytes) -> Non
     assert SEEN.get("closed")
 
 
+@pytest.mark.parametrize("parts", [1, 2, 3])
+def test_a_body_is_not_of_the_stream(path: str, parts: int) -> None:
+    """dockerode sends its parameters once more as the body of attach: the container read them as its input."""
+    head = b"POST /raw HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 13\r\n"
+    sent = head + b"Connection: Upgrade\r\nUpgrade: tcp\r\n\r\n", b'{"stdin": 1}\n', b"hello\n"
+    with connect(path) as sock:
+        for each in sent[: parts - 1]:
+            sock.sendall(each)
+        sock.sendall(b"".join(sent[parts - 1 :]))
+        answer = b""
+        while data := sock.recv(1000):
+            answer += data
+    assert answer.startswith(b"HTTP/1.1 101 ") and answer.partition(b"\r\n\r\n")[2] == b"HELLO\n"
+
+
 @pytest.mark.parametrize("upgrade", [True, False])
 def test_the_connection_is_taken_over(path: str, upgrade: bool) -> None:
     extra = b"Connection: Upgrade\r\nUpgrade: tcp\r\n" if upgrade else b""

@@ -258,6 +258,9 @@ class _Connection:
         self.server.count(verb)
         try:
             response = self._dispatch(method, target, pairs, headers, body)
+            if response.hijack is not None:  # what is announced as a body is none of the stream's (dockerode has one)
+                while body.read(PART_SIZE):
+                    pass
         except EngineError as error:
             response = _error_response(error.status, str(error))
         except h11.RemoteProtocolError as error:
