@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("teu.engine")
 
 KEPT_SECONDS = 300
+BEGIN_SECONDS = 10
 
 
 class Exec:
@@ -60,6 +61,8 @@ class Exec:
         self.started = False
         self.pid = 0
         self.exit_code: int | None = None
+        self.asked = False  # its start, whose answer may have begun already
+        self.begun = threading.Event()  # there is a process now, or there will be none
         self.ended = threading.Event()
         self.hub = Hub(engine.pump, self.tty)
         self._lock = threading.Lock()
@@ -107,6 +110,17 @@ class Exec:
                 if isinstance(error, containerd.Error):
                     raise BadRequest(str(error)) from None
                 raise
+            finally:
+                self.begun.set()
+
+    def resize(self, width: int, height: int) -> None:
+        """Of its terminal. A client may ask as soon as the answer to its start begins, when the process may still be
+        in the making: wait for it, as docker does. Conflict where there is none."""
+        if self.asked:
+            self.begun.wait(BEGIN_SECONDS)
+        if not self.running or not self.pid:
+            raise Conflict(f"exec {self.id} is not running")
+        tasks.resize(self.engine.containerd, self.container.id, width, height, self.id)
 
     def exited(self, found: tasks.Exit) -> None:
         """Told by the monitor, in a thread of its own."""
@@ -151,6 +165,7 @@ class Exec:
         self._close(0.2)
 
     def _close(self, timeout: float) -> None:
+        self.begun.set()
         self.hub.finish(timeout)
         trees.discard_tree(self.folder)
         self.ended.set()
@@ -225,6 +240,7 @@ def _adopt(engine: Engine, container: Container, entry: os.DirEntry[str]) -> Non
     execution.stdin = os.path.exists(f"{entry.path}/stdin")
     execution.started = execution.running = True
     execution.pid = task.pid
+    execution.begun.set()
     container.execs[execution.id] = execution
     execution.hub.open(execution.paths())
     execution.hub.begin()

@@ -34,6 +34,7 @@ def start(engine: Engine, request: Request, identity: str) -> Response:
     if execution.started:
         raise Conflict(f"exec {identity} has already run" if execution.ended.is_set() else "exec is already running")
     execution.container.must_run()
+    execution.asked = True
     terminal = bool(options.tty)  # the client's: it may differ from the process's own, and says what it reads
     if options.console_size and terminal:
         execution.console_size = options.console_size
@@ -75,8 +76,5 @@ def inspect(engine: Engine, request: Request, identity: str) -> Response:
 @route("POST", "/exec/{identity}/resize")
 def resize(engine: Engine, request: Request, identity: str) -> Response:
     height, width = size(request)
-    execution = execs.get(engine, identity)
-    if not execution.running or not execution.pid:
-        raise Conflict(f"exec {identity} is not running")
-    tasks.resize(engine.containerd, execution.container.id, width, height, execution.id)
+    execs.get(engine, identity).resize(width, height)
     return empty(200)
