@@ -46,7 +46,7 @@ from pathlib import Path
 
 from fuzz.__main__ import library as fuzz_library
 
-from lab import build, namespace, newer, quick, rootfs, seconds, validation, vm
+from lab import build, clients, namespace, newer, quick, rootfs, seconds, validation, vm
 
 SOURCE = quick.SOURCE
 RESULTS = SOURCE / "build/test"
@@ -242,6 +242,8 @@ def in_namespace(stage: str, tag: str, release: str, extra: list[str]) -> Result
         binds.append(f"{validation.ensure()}:{validation.INSIDE}:ro")
     if stage == "ns" and (not extra or any("newer" in each for each in extra)):
         binds.append(f"{newer.ensure()}:{newer.INSIDE}:ro")
+    if stage == "ns" and (not extra or any("clients_real" in each for each in extra)):
+        binds.append(f"{clients.ensure()}:{clients.INSIDE}:ro")
     try:
         namespace.start(name, release, SOURCE, binds=binds)
         namespace.install_packages(name, packages())
@@ -398,6 +400,7 @@ IMAGES: tuple[tuple[str, frozenset[str], Callable[[], object]], ...] = (
     ("trixie's host", frozenset({"lab"}), lambda: rootfs.ensure("trixie", "host")),
     ("validation", frozenset({"ns"}), validation.ensure),
     ("a newer docker", frozenset({"ns"}), newer.ensure),
+    ("clients", frozenset({"ns"}), clients.ensure),
     ("bookworm's lab", frozenset({"bookworm"}), lambda: rootfs.ensure("bookworm")),
     ("forky's lab", frozenset({"forky"}), lambda: rootfs.ensure("forky")),
     ("fuzz", frozenset({"fuzz"}), fuzz_library),

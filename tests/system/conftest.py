@@ -111,6 +111,8 @@ def missing(need: str) -> str:
         return "" if Path("/opt/oci-validation/runtimetest").exists() else "no OCI validation programs in this lab"
     if need == "newer-docker":  # unpacked and shown by the runner of the namespace stage, or with --newer
         return "" if Path("/opt/newer-docker/usr/sbin/dockerd").exists() else "no newer docker in this lab"
+    if need == "clients":  # fetched and shown by the runner of the namespace stage, or with --clients
+        return "" if Path("/opt/clients/bin/node").exists() else "no clients of Python and Node in this lab"
     if need == "compose":
         plugin = Path("/usr/libexec/docker/cli-plugins/docker-compose").exists()
         return "" if plugin or shutil.which("docker-compose") else "docker compose is not installed"
