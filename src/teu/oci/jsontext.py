@@ -194,4 +194,15 @@ def to_bytes(value: Any, indent: str = "") -> bytes:
     return data if text.isascii() else data.decode("utf-8", "replace").encode("utf-8", "replace")
 
 
-__all__ = ["Exact", "dumps", "escaped", "first", "load_file", "loads", "read_file", "scanstring", "to_ascii", "to_bytes"]
+__all__ = [
+    "Exact",
+    "dumps",
+    "escaped",
+    "first",
+    "load_file",
+    "loads",
+    "read_file",
+    "scanstring",
+    "to_ascii",
+    "to_bytes",
+]
