@@ -28,7 +28,7 @@ from teu.containerd.core.errors import (
 )
 from teu.containerd.core.filters import parse_all
 from teu.containerd.runtime.shim import Exit
-from teu.containerd.runtime.tasks import Listed, Stdio, Tasks
+from teu.containerd.runtime.tasks import Listed, Process, Stdio, Tasks
 from teu.ttrpc import messages as m
 from teu.ttrpc import status
 
@@ -168,7 +168,14 @@ def test_the_smaller_calls(house: Callable[[Test], None]) -> None:
         assert (figures.metrics.pids.current, figures.metrics.pids.limit) == (3, 9)
         shim.refuse["Stats"] = shim.refuse["State"] = (status.UNKNOWN, "broken")
         assert await tasks.stats(NS, parse_all([])) == [] == await tasks.cgroup_stats()
+        unknown = Process("c", 0, 0, Stdio(), 0, None)  # there is one, of which nobody knows more
+        assert await tasks.all(NS) == [unknown] and await tasks.told(NS, "c") == unknown
+        with pytest.raises(Unknown, match="broken"):
+            await tasks.get(NS, "c")
+        shim.refuse["State"] = (status.NOT_FOUND, "no such task")
         assert await tasks.all(NS) == []
+        with pytest.raises(NotFound):
+            await tasks.told(NS, "c")
 
     house(test)
 
