@@ -340,6 +340,7 @@ class State:
         add["rule"] = set(_lines("nft", "-s", "list", "ruleset"))
         add["row"] = set(_rows(ENGINE / "engine.db")) | set(_rows(CONTAINERD / "metadata.db"))
         add["row"] |= set(_rows(BUILDER / "cache.db"))
+        add["row"].discard("metadata.db namespaces plugins.teu")  # there since the first plugin that somebody asked for
         for kind, folder in (
             ("blob", CONTAINERD / "content/blobs/sha256"),
             ("ingest", CONTAINERD / "content/ingest"),
