@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 FOLDER = "/run/systemd/system"
 OUTPUT, AWAY = "teud-output@", "teud-away@"
+START_TRIES = 40  # with half a second between: in all, less than the unit's time to stop
 MODE = 0o700  # of the FIFOs; systemd takes no other
 
 
@@ -50,9 +51,13 @@ def unit_text(paths: Iterable[str]) -> str:
 def away_text(units: Iterable[str], daemons: Iterable[str]) -> str:
     """The unit that is stopped before these, at the host's shutdown, and starts the daemons then, one after another.
 
-    A shutdown takes no start of a unit that it stops, but for one without the unit's dependencies. At a stop by teud,
-    which is there, nothing is done."""
-    starts = "; ".join(f"systemctl start --job-mode=ignore-dependencies {daemon}" for daemon in daemons)
+    A shutdown takes no start of a unit that it stops, but for one without the unit's dependencies. One that is just
+    leaving has a stop to come to its end, and is started after that. At a stop by teud, which is there, nothing is
+    done."""
+    start = "systemctl start --job-mode=ignore-dependencies"
+    starts = "; ".join(
+        f"n=0; until {start} {daemon} || [ $$n = {START_TRIES} ]; do n=$$((n+1)); sleep 0.5; done" for daemon in daemons
+    )
     before = " ".join(unit.replace("%", "%%") for unit in ("teud.socket", "teu-containerd.socket", *units))
     return (
         "[Unit]\nDescription=Start of teud before Containers Are Stopped with the Host\nDocumentation=man:teud(8)\n"

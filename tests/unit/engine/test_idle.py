@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -183,8 +184,7 @@ def test_systemd_watches_and_gives_back(manager: Manager, tmp_path: Path) -> Non
         assert "IgnoreOnIsolate=yes\n" in unit.partition("\n[S")[0], "systemctl isolate stops no container either"
     assert fifos.name.startswith("teud-output@") and away.name.startswith("teud-away@")
     assert " teu-1.scope a%%b.service\n" in away.read_text()
-    start = "systemctl start --job-mode=ignore-dependencies"
-    assert f"{start} x.service; {start} y.service;" in away.read_text()
+    assert "systemctl start --job-mode=ignore-dependencies x.service " in away.read_text()
     assert manager.calls == [("start", away.name), ("start", fifos.name)]
     manager.calls.clear()
     output.unwatch(going_down=False)
@@ -193,6 +193,28 @@ def test_systemd_watches_and_gives_back(manager: Manager, tmp_path: Path) -> Non
     at = manager.calls.index(("restart", service))
     assert manager.calls[at : at + 3] == [("restart", service), ("stop", fifos.name), ("stop", service)]
     assert ("stop", away.name) in manager.calls and not list((tmp_path / "units").iterdir())
+
+
+def test_at_shutdown_a_daemon_that_is_just_leaving_is_started_once_it_has(manager: Manager, tmp_path: Path) -> None:
+    """systemd takes no start of it before: the shutdown's stop is under way."""
+    output.watch(["/run/teu/a/stdout"], [], ["leaving.service", "away.service"])
+    away = next((tmp_path / "units").glob("teud-away@*"))
+    line = away.read_text().partition("\nExecStop=-/bin/sh -c '")[2].partition("'\n")[0].replace("$$", "$")
+    systemctl = """#!/bin/sh
+        echo "$@" >>told
+        case "$*" in
+            is-system-running) echo stopping ;;
+            *leaving.service) [ "$(grep -c leaving told)" = 3 ] ;;
+            *) ;;
+        esac"""
+    for name, text in (("systemctl", systemctl), ("sleep", "#!/bin/sh\n")):
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    subprocess.run(["sh", "-c", line], check=True, cwd=tmp_path, env={"PATH": path}, timeout=30)
+    start = "start --job-mode=ignore-dependencies"
+    told = (tmp_path / "told").read_text().splitlines()
+    assert told == ["is-system-running", *[f"{start} leaving.service"] * 3, f"{start} away.service"]
 
 
 def test_at_shutdown_what_starts_the_engine_is_not_waited_for(manager: Manager, tmp_path: Path) -> None:
