@@ -888,6 +888,7 @@ def test_cadvisor_finds_the_network_of_a_pod() -> None:
         scope = place / f"cri-containerd-{pod[0]}.scope"
         assert stands_for(pod) == 0 and not scope.exists()
         first = one.run_container(pod, "first", ["sleep", "1000"])
+        peers.wait_until(lambda: stands_for(pod), "it stands for the pod")
         assert network_of(stands_for(pod)) == (own.st_dev, own.st_ino) and scope.is_dir()
         one.run_container(pod, "second", ["sleep", "1000"])
         before = stands_for(pod)
@@ -898,6 +899,7 @@ def test_cadvisor_finds_the_network_of_a_pod() -> None:
         assert isinstance(one.daemon, crihouse.TeuContainerd)
         crihouse.launch(one.daemon, one.folder)
         one.connect()
+        peers.wait_until(lambda: stands_for(pod), "it stands for the pod again")
         assert network_of(stands_for(pod)) == (own.st_dev, own.st_ino) and scope.is_dir()
         assert "eth0" in Path(f"/proc/{stands_for(pod)}/net/dev").read_text()
         one.call("StopPodSandbox", pod_sandbox_id=pod[0])

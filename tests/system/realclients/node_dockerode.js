@@ -45,6 +45,17 @@ function apart(container, stream) {
   return Promise.all([whole(out), whole(err)]).then((both) => both.map(String));
 }
 
+// The frames of a multiplexed log: each one's stream and text. Of two pipes nobody knows which was written first.
+function frames(log) {
+  const found = [];
+  for (let at = 0; at < log.length;) {
+    const end = at + 8 + log.readUInt32BE(at + 4);
+    found.push(`${[...log.subarray(at, at + 4)]} ${log.subarray(at + 8, end)}`);
+    at = end;
+  }
+  return found.sort();
+}
+
 function until(probe) {
   return new Promise((resolve) => {
     const deadline = Date.now() + 20000;
@@ -135,7 +146,7 @@ async function containers(folder) {
   await step('attached', () => both);
   await step('waited', () => waited);
   await step('state', async () => part((await cat.inspect()).State, 'Status', 'ExitCode', 'Running', 'OOMKilled', 'Error'));
-  await step('logs', async () => [...(await cat.logs({ stdout: true, stderr: true }))].filter((byte, at) => at < 8));
+  await step('logs', async () => frames(await cat.logs({ stdout: true, stderr: true })));
   await step('started again', async () => { await cat.start({}); await cat.kill({ signal: 'SIGKILL' }); return [await cat.wait(), (await cat.inspect()).RestartCount]; });
 
   const one = await docker.createContainer({
