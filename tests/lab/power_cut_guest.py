@@ -33,6 +33,7 @@ import re
 import select
 import shutil
 import socket
+import sqlite3
 import struct
 import subprocess
 import tarfile
@@ -470,6 +471,25 @@ def seen() -> tuple[dict[str, Any], list[str]]:
     return found, damaged
 
 
+def layers_of_database() -> tuple[set[str], set[str]]:
+    """(The numbers of the snapshots, which are the names of their folders; the names of those that nobody has).
+
+    Two keys may be of one snapshot, so the API does not tell how many there are. One stays as well below another, and
+    where a blob's files are in it."""
+    with contextlib.closing(sqlite3.connect(f"file:{ROOT / 'metadata.db'}?mode=ro", uri=True, timeout=10)) as database:
+        of = "WHERE snapshotter = 'overlayfs'"
+        rows = database.execute(f"SELECT id, name, parent FROM layers {of}").fetchall()
+        had = {name for (name,) in database.execute(f"SELECT backend FROM snapshots {of}")}
+    had |= {json.loads(path.read_text())["snapshot"] for path in (ROOT / "content/lean").glob("*/parts.json")}
+    above = {id: parent for id, _, parent in rows}
+    todo, needed = [id for id, name, _ in rows if name in had], set()
+    while todo:
+        if (id := todo.pop()) is not None and id not in needed:
+            needed.add(id)
+            todo.append(above.get(id))
+    return {str(id) for id, _, _ in rows}, {name for id, name, _ in rows if id not in needed}
+
+
 def garbage(builder: bool = True) -> list[str]:
     """What is on the disk or in the database, and nobody's, once the test's client has given up what it had begun.
     `builder`: that one may hold something."""
@@ -484,8 +504,8 @@ def garbage(builder: bool = True) -> list[str]:
             images = client.images()
             blobs = client.blobs()
             wanted = {digest.partition(":")[2] for digest in (*blobs, *engine.blobs())}
-            kept = [*client.snapshots(), *engine.snapshots()]
-            folders = os.listdir(ROOT / "snapshots/overlayfs")
+            folders = set(os.listdir(ROOT / "snapshots/overlayfs"))
+            kept, needless = layers_of_database()
             result = [f"blob {digest}" for digest in blobs if digest not in images.values()]
             result += [f"file {name}" for name in os.listdir(ROOT / "content/blobs/sha256") if name not in wanted]
             result += [f"ingest {name}" for name in os.listdir(ROOT / "content/ingest")]
@@ -495,7 +515,9 @@ def garbage(builder: bool = True) -> list[str]:
             layers = {f"layer-{number}" for number in images}
             result += [f"snapshot {name}" for name in client.snapshots() if name not in layers]
             result += [f"snapshot {name}" for name in engine.snapshots() if name.startswith(("extract-", "commit-"))]
-            result += [f"{len(folders)} folders of {len(kept)} snapshots"] if len(folders) != len(kept) else []
+            result += [f"folder {name} of no snapshot" for name in folders - kept]
+            result += [f"snapshot {name} without a folder" for name in kept - folders]
+            result += [f"record of snapshot {name}, which nobody has" for name in needless]
             return result
 
         deadline = time.monotonic() + LIMIT
