@@ -27,6 +27,7 @@ from teu.containerd.core.errors import (
     Unknown,
 )
 from teu.containerd.core.filters import parse_all
+from teu.containerd.runtime import shims
 from teu.containerd.runtime.shim import Exit
 from teu.containerd.runtime.tasks import Listed, Process, Stdio, Tasks
 from teu.ttrpc import messages as m
@@ -273,6 +274,27 @@ def test_a_creation_that_the_stop_cuts_short_is_left_to_the_next_life(house: Cal
         await shims.restore()
         assert not house.bundle().exists() and shims.all() == []
         await shims.close()
+
+    house(test)
+
+
+@pytest.mark.parametrize("told", [False, True])
+def test_a_deletion_is_told_once_also_where_the_shim_does_not(
+    house: Callable[[Test], None], monkeypatch: pytest.MonkeyPatch, told: bool
+) -> None:
+    monkeypatch.setattr(shims, "TOLD_SECONDS", 0.2)
+
+    async def test(house: House) -> None:
+        await house.running()
+        await house.tasks.kill(NS, "c", 9)
+        ended = await house.tasks.delete(NS, "c")
+        assert house.topics() == []
+        if told:
+            house.context.events.publish(NS, "/tasks/delete", task_events.TaskDelete(container_id="c", exit_status=137))
+        await asyncio.sleep(0.4)
+        assert house.topics() == ["/tasks/delete"]
+        event = task_events.TaskDelete.FromString(house.events[-1][1].value)
+        assert (event.container_id, event.exit_status) == ("c", ended.status)
 
     house(test)
 

@@ -91,6 +91,8 @@ class Shim:
         self.created = False
         # whether the container's exit was published by the shim itself
         self.exit_published = False
+        # whether the shim has said that its task was deleted
+        self.deletion_published = False
         # set when the shim is gone and cleaned up
         self.gone: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
         self.deletion: asyncio.Task[Exit] | None = None  # the one under way

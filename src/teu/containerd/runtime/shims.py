@@ -42,6 +42,8 @@ SEEK_TIMEOUT = 2.0
 SEEK_FIRST, SEEK_MAX = 0.1, 5.0
 # after the last clean-up until sockets are looked for that killed shims have left
 PRUNE_DELAY = 3.0
+# after the deletion of a task until it is told here, where its shim has not told it
+TOLD_SECONDS = 1.0
 
 
 class _Gone(Exception):
@@ -79,6 +81,8 @@ class Shims:
         self._searches: set[asyncio.Task[None]] = set()
         self._cleanups: set[asyncio.Task[None]] = set()
         self._pruning: asyncio.TimerHandle | None = None
+        # tasks that were deleted, of which their shims have not said so yet
+        self._untold: set[tuple[str, str]] = set()
         # called with a sandbox that is found late
         self.on_sandbox: Callable[[Shim], None] = lambda _shim: None
         self.closing = False  # whether all connections are let go of, which is no sandbox's end
@@ -118,6 +122,11 @@ class Shims:
             shim = self._shims.get((envelope.namespace, event.container_id))
             if shim is not None and event.id == event.container_id:
                 shim.exit_published = True
+        elif envelope.topic == "/tasks/delete":
+            deleted = (envelope.namespace, task_events.TaskDelete.FromString(envelope.event.value).container_id)
+            self._untold.discard(deleted)
+            if (shim := self._shims.get(deleted)) is not None:
+                shim.deletion_published = True
 
     # starting
 
@@ -375,7 +384,20 @@ class Shims:
         if not shim.gone.done():
             shim.gone.set_result(ended)
         self._forget(shim)
+        if shim.created and not (shim.is_ours or shim.deletion_published):
+            self._untold.add((shim.namespace, shim.id))
+            asyncio.get_running_loop().call_later(TOLD_SECONDS, self._tell_deletion, shim, ended)
         return ended
+
+    def _tell_deletion(self, shim: Shim, ended: Exit) -> None:
+        """containerd's own shim, from 2.1 on, may end before it has sent its last event."""
+        if (key := (shim.namespace, shim.id)) not in self._untold:
+            return
+        self._untold.discard(key)
+        event = task_events.TaskDelete(
+            container_id=shim.id, pid=ended.pid, exit_status=ended.status, exited_at=_timestamp(ended.at)
+        )
+        self._events.publish(shim.namespace, "/tasks/delete", event)
 
     # dead shims
 
