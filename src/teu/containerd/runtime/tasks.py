@@ -223,14 +223,20 @@ class Tasks:
 
     async def get(self, namespace: str, id: str, exec_id: str = "") -> Process:
         """The state of the first process, or of one of `exec`."""
-        if not exec_id and (pid := self.stand_ins.get((namespace, id))):
-            return Process(id, pid, m.RUNNING, Stdio(), 0, None)
+        if (stand_in := self._stand_in(namespace, id, exec_id)) is not None:
+            return stand_in
         shim = self._shim(namespace, id)
         return _process(exec_id or shim.id, await shim.call("State", {"exec_id": exec_id}, STATE_TIMEOUT))
+
+    def _stand_in(self, namespace: str, id: str, exec_id: str) -> Process | None:
+        pid = None if exec_id else self.stand_ins.get((namespace, id))
+        return Process(id, pid, m.RUNNING, Stdio(), 0, None) if pid else None
 
     async def told(self, namespace: str, id: str, exec_id: str = "") -> Process:
         """As `get`, but what a shim does not tell is UNKNOWN, with no pid, and no error: who asks must not take it for
         an end. NotFound, or Unavailable, where there is none."""
+        if (stand_in := self._stand_in(namespace, id, exec_id)) is not None:
+            return stand_in
         return await _told(self._shim(namespace, id), exec_id)
 
     async def all(self, namespace: str) -> list[Process]:
