@@ -342,7 +342,7 @@ class Solver(Control):
         self.manager = Manager()
         self.solved = threading.Event()
         self.error = ""
-        self.gone = threading.Event()
+        self.begun, self.gone = threading.Event(), threading.Event()
         self.block = False
 
     def Session(self, requests: Any, context: Any) -> Iterator[Any]:
@@ -352,6 +352,7 @@ class Solver(Control):
     def Solve(self, request: Any, context: Any) -> Any:
         self.seen["solve"] = request
         context.add_callback(self.gone.set)
+        self.begun.set()
         try:
             if request.FrontendAttrs.get("context", "").startswith("http://buildkit-session/"):
                 session = self.manager.get(request.Session, 10)
@@ -530,6 +531,7 @@ def test_a_build_that_nobody_wants_ends(served: tuple[Path, Path, Events], solve
         told = b""
         while b"Step 2/3" not in told:
             told += sock.recv(65536)
+        assert solver.begun.wait(20)  # one that is given up before that, its server never sees
         if way == "cancel":
             assert post(served[0], "/build/cancel?id=x", b"")[0] == 200
         else:
