@@ -16,6 +16,7 @@ import pytest
 
 from teu.engine.api.messages import Request, Response
 from teu.engine.api.router import find, load
+from teu.engine.backend import tasks
 from teu.engine.core import plugins as protocol
 from teu.engine.core.errors import BadRequest, Conflict, EngineError, NotFound
 from teu.engine.core.managed import KNOWN
@@ -355,6 +356,23 @@ def test_what_is_not_there_is_said(store: Plugins) -> None:
     plugin = add(store, Linux={"Devices": [{"Name": "d", "Path": "/etc/passwd"}]})
     with pytest.raises(BadRequest, match="not a device node"):
         spec.build(plugin)
+
+
+def test_one_of_which_nobody_knows_how_it_is_goes_on(store: Plugins, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its shim does not answer in time: neither at the engine's start nor at a look is it started anew."""
+    plugin = add(store, enabled=True)
+    unknown = tasks.Task(plugin.id, 0, "UNKNOWN", tasks.Exit(0, 0))
+    monkeypatch.setattr(tasks, "list_tasks", lambda client: {plugin.id: unknown})
+    monkeypatch.setattr(tasks, "get", lambda client, identity: unknown)
+    monkeypatch.setattr(store.client, "ensure_namespace", lambda: None)
+    monkeypatch.setattr(store, "sweep", lambda: None)
+    done: list[str] = []
+    for name in ("adopt", "start", "clear"):
+        monkeypatch.setattr(store._runner, name, lambda *_, name=name: done.append(name))
+    store.recover()
+    assert store.started.wait(10)
+    store._revive(plugin)
+    assert done == ["adopt"]
 
 
 # -- how others find them --------------------------------------------------------------------------------------

@@ -135,8 +135,8 @@ class Plugins:
         for plugin in self._all():
             task = known.get(plugin.id)
             with plugin.lock:
-                if task is not None and task.status == "RUNNING" and plugin.enabled:
-                    if plugin.pid != task.pid:
+                if task is not None and plugin.enabled and (task.unknown or task.status == "RUNNING"):
+                    if not plugin.starts or not (task.unknown or plugin.pid == task.pid):
                         self._runner.adopt(plugin, task)
                 elif plugin.enabled or task is not None:
                     missing.append(plugin)
@@ -362,7 +362,7 @@ class Plugins:
                 return
             try:
                 task = tasks.get(self.client, plugin.id)
-                if task is not None and task.status == "RUNNING" and plugin.enabled:
+                if task is not None and plugin.enabled and (task.unknown or task.status == "RUNNING"):
                     return
                 if not plugin.enabled:
                     self._runner.clear(plugin)
