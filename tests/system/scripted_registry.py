@@ -73,6 +73,7 @@ class ScriptedRegistry:
     redirect                blobs come from this other ScriptedRegistry
     no_ranges               answer Range requests with everything
     head                    the status that every HEAD of a manifest gets
+    referrers               whether it knows which manifests refer to another one
     """
 
     def __init__(self) -> None:
@@ -87,6 +88,7 @@ class ScriptedRegistry:
         self.redirect: ScriptedRegistry | None = None
         self.no_ranges = False
         self.head = 0
+        self.referrers = False
         self.hook: Callable[[str, str], None] | None = None
         self.requests: list[tuple[str, str, dict[str, str]]] = []
         registry = self
@@ -217,8 +219,19 @@ class ScriptedRegistry:
                 self._send(handler, 200, found[1], found[0], {"Docker-Content-Digest": digest_of(found[1])})
         elif len(parts) >= 4 and parts[-2] == "blobs":
             self._blob(handler, parts[-1], headers)
+        elif len(parts) >= 4 and parts[-2] == "referrers" and self.referrers:
+            self._send(handler, 200, encode(self._referrers("/".join(parts[1:-2]), parts[-1])), OCI_INDEX)
         else:
             self._error(handler, 404, "NAME_UNKNOWN", "repository name not known to registry")
+
+    def _referrers(self, repository: str, digest: str) -> Any:
+        entries = []
+        for (place, reference), (kind, data) in list(self.manifests.items()):
+            document = json.loads(data)
+            if place == repository and ":" in reference and document.get("subject", {}).get("digest") == digest:
+                more = {key: document[key] for key in ("artifactType", "annotations") if key in document}
+                entries.append({"mediaType": kind, "digest": reference, "size": len(data), **more})
+        return {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": entries}
 
     def _blob(self, handler: BaseHTTPRequestHandler, digest: str, headers: dict[str, str]) -> None:
         if self.redirect is not None:

@@ -46,6 +46,8 @@ CONNECT_SECONDS = 20.0
 READ_SECONDS = 60.0
 BACKOFF_SECONDS = 0.25
 REDIRECTS = 10
+PAGES_MAX = 64  # of one list of referrers
+NO_REFERRERS = (400, 404, 405, 406, 501)  # what registries without that call answer to it
 ERROR_BODY_LIMIT = 64 << 10
 DOCKER_IO = "registry-1.docker.io"
 ACCEPT = ", ".join((*image_spec.INDEXES, *image_spec.MANIFESTS, image_spec.DOCKER_SCHEMA1))
@@ -777,6 +779,42 @@ class Registry:
             link = re.match(r"<([^>]+)>;\s*rel=\"?next", answer.headers.get("Link", ""))
             path = _joined(self._base() + path, link[1], "the rest of its tags") if link else ""
         return result
+
+    def referrers(self, repository: str, digest: str) -> list[image_spec.Descriptor]:
+        """Descriptors of the manifests that name this one as their subject, with `artifactType` and annotations where
+        the registry tells them (distribution-spec, "Listing Referrers"); of a registry that has no such call those of
+        its index for them ("Referrers Tag Schema"). Nobody has looked at what they say. Raises RegistryError."""
+        path = f"/v2/{repository}/referrers/{quote(digest, safe=':')}"
+        found: list[image_spec.Descriptor] = []
+        for _page in range(PAGES_MAX):
+            try:
+                answer = self.request("GET", path, self.pull_scope(repository), {"Accept": image_spec.OCI_INDEX})
+                data = answer.read(image_spec.MANIFEST_SIZE_LIMIT)
+            except RegistryError as error:
+                if error.status not in NO_REFERRERS:
+                    raise
+                return self._referrers_by_tag(repository, digest)
+            except (OSError, http.client.HTTPException) as error:
+                raise self._unreachable("GET", path, error) from None
+            kind = (answer.headers.get("Content-Type") or "").split(";")[0].strip()
+            if kind != image_spec.OCI_INDEX:  # a page for people, of what takes every path for its own
+                return self._referrers_by_tag(repository, digest)
+            found += image_spec.index(image_spec.decode(data, "list of referrers"))["manifests"]
+            link = re.match(r"<([^>]+)>;\s*rel=\"?next", answer.headers.get("Link", ""))
+            if not link:
+                break
+            path = _joined(self._base() + path, link[1], "the rest of the referrers")
+        return found
+
+    def _referrers_by_tag(self, repository: str, digest: str) -> list[image_spec.Descriptor]:
+        algorithm, _, value = digest.partition(":")
+        try:
+            descriptor, data = self.manifest(repository, f"{algorithm[:32]}-{value[:64]}")
+        except NotFound:
+            return []
+        if descriptor["mediaType"] not in image_spec.INDEXES:
+            return []
+        return image_spec.index(image_spec.decode(data, "list of referrers"))["manifests"]
 
     def blob(self, repository: str, descriptor: image_spec.Descriptor, offset: int = 0) -> Iterator[bytes]:
         """The bytes of a blob from `offset`; goes on by itself after a broken connection. Not verified here:

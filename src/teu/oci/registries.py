@@ -97,6 +97,24 @@ class Registries:
                 failures.append(error)
         raise self._told(descriptor["digest"], failures)
 
+    def referrers(self, repository: str, digest: str) -> list[image_spec.Descriptor]:
+        """Of all members together: a mirror may have an image, and nothing of what is signed of it. Raises
+        RegistryError where none of them answers."""
+        found: dict[str, image_spec.Descriptor] = {}
+        failures: list[RegistryError] = []
+        members = self._able("pull")
+        for registry in members:
+            try:
+                for each in registry.referrers(repository, digest):
+                    found.setdefault(each["digest"], each)
+            except Aborted:
+                raise
+            except RegistryError as error:
+                failures.append(error)
+        if len(failures) == len(members):
+            raise self._told(digest, failures)
+        return list(found.values())
+
     def tags(self, repository: str) -> list[str]:
         """All tags of a repository, from the first member that tells them. Raises RegistryError."""
         return self._first(repository, self._able("pull", "resolve"), lambda one: one.tags(repository))

@@ -25,7 +25,7 @@ from teu.oci.registries import Registries
 from teu.oci.registry_hosts import Place
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "system"))
-from scripted_registry import ScriptedRegistry, tar
+from scripted_registry import OCI_INDEX, OCI_MANIFEST, ScriptedRegistry, tar
 
 
 @pytest.fixture
@@ -433,3 +433,98 @@ def test_the_systems_authorities_are_loaded_once(tmp_path: Path, monkeypatch: py
     assert believed is not first and believed.verify_mode is ssl.CERT_NONE and not believed.cert_store_stats()["x509"]
     bundle.write_text("# changed\n")
     assert context("a.test") is not first
+
+
+# -- referrers -----------------------------------------------------------------------------------------------
+
+
+def signature(server: ScriptedRegistry, target: dict[str, Any], kind: str) -> dict[str, Any]:
+    """A manifest that refers to another one, under a tag of its own."""
+    config = {"mediaType": "application/vnd.oci.empty.v1+json", "digest": server.put(b"{}"), "size": 2}
+    document = {"schemaVersion": 2, "mediaType": OCI_MANIFEST, "artifactType": kind, "config": config, "layers": []}
+    return server.manifest("app", kind, OCI_MANIFEST, {**document, "subject": target})
+
+
+def test_referrers(server: ScriptedRegistry, client: Registry) -> None:
+    image = server.image("app", "1", tar(("file", b"x")))
+    one, two = signature(server, image, "a/b"), signature(server, image, "c/d")
+    digest = str(image["digest"])
+    assert client.referrers("app", digest) == []  # a registry without that call, and without the tag in its place
+    listed = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [one]}
+    server.manifest("app", digest.replace(":", "-"), OCI_INDEX, listed)
+    assert client.referrers("app", digest) == [one]
+    server.referrers = True
+    assert client.referrers("app", digest) == [{**one, "artifactType": "a/b"}, {**two, "artifactType": "c/d"}]
+    assert client.referrers("app", "sha256:" + "0" * 64) == []
+    # The tag is of an image: nobody has put a list there.
+    server.referrers = False
+    server.image("app", digest.replace(":", "-"), tar(("file", b"y")))
+    assert client.referrers("app", digest) == []
+
+
+def test_referrers_of_several_pages(
+    server: ScriptedRegistry, client: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = server.image("app", "1", tar(("file", b"x")))
+    one, two = signature(server, image, "a/b"), signature(server, image, "c/d")
+    server.referrers = True
+    path = f"/v2/app/referrers/{image['digest']}"
+
+    def answer(handler: Any) -> None:
+        last = handler.path.endswith("?last=1")
+        data = json.dumps({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [two if last else one]}).encode()
+        link = {} if last else {"Link": f'<{path}?last=1>; rel="next"'}
+        server._send(handler, 200, data, OCI_INDEX, link)
+
+    monkeypatch.setattr(server, "_serve", answer)
+    assert client.referrers("app", str(image["digest"])) == [one, two]
+
+
+@pytest.mark.parametrize("status", [400, 404, 405, 406, 501])
+def test_referrers_where_that_call_is_none(server: ScriptedRegistry, client: Registry, status: int) -> None:
+    image = server.image("app", "1", tar(("file", b"x")))
+    listed = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [image]}
+    server.manifest("app", str(image["digest"]).replace(":", "-"), OCI_INDEX, listed)
+    serve = server._serve
+
+    def answer(handler: Any) -> None:
+        if "/referrers/" in handler.path:
+            server._error(handler, status, "UNSUPPORTED", "no such call")
+        else:
+            serve(handler)
+
+    server._serve = answer  # type: ignore[method-assign]
+    assert client.referrers("app", str(image["digest"])) == [image]
+
+
+def test_referrers_that_are_refused_are_no_empty_list(server: ScriptedRegistry, client: Registry) -> None:
+    for status, kind in ((401, distribution.Unauthorized), (500, distribution.RegistryError)):
+        server._serve = lambda handler, status=status: server._error(handler, status, "X", "x")  # type: ignore[method-assign,misc]
+        with pytest.raises(kind):
+            client.referrers("app", "sha256:" + "0" * 64)
+
+
+def test_referrers_of_a_page_for_people(server: ScriptedRegistry, client: Registry) -> None:
+    def answer(handler: Any) -> None:
+        if "/referrers/" in handler.path:
+            server._send(handler, 200, b"<html>", "text/html")
+        else:
+            server._error(handler, 404, "MANIFEST_UNKNOWN", "manifest unknown")
+
+    server._serve = answer  # type: ignore[method-assign]
+    assert client.referrers("app", "sha256:" + "0" * 64) == []
+
+
+def test_referrers_are_of_all_members(server: ScriptedRegistry, client: Registry) -> None:
+    """A mirror that has none hides none of the registry's own."""
+    image = server.image("app", "1", tar(("file", b"x")))
+    one = signature(server, image, "a/b")
+    server.referrers = True
+    with ScriptedRegistry() as mirror, Registry(mirror.address) as first:
+        mirror.referrers = True
+        both = Registries([(Place(), first), (Place(), client)])
+        assert [each["digest"] for each in both.referrers("app", str(image["digest"]))] == [one["digest"]]
+        mirror._serve = lambda handler: mirror._error(handler, 403, "X", "x")  # type: ignore[method-assign]
+        assert both.referrers("app", str(image["digest"]))
+        with pytest.raises(distribution.Unauthorized):
+            Registries([(Place(), first)]).referrers("app", str(image["digest"]))
