@@ -34,7 +34,7 @@ KEEP = 2 * 86400  # seconds: trees on one machine may have recipes of their own
 # What Teu's packages depend on, so that --dev works without installing them.
 TEU_DEPENDS = """
     python3 python3-grpcio python3-protobuf python3-yaml python3-h11
-    python3-zstandard python3-nftables nftables iproute2 dbus tini
+    python3-zstandard python3-nftables python3-cryptography nftables iproute2 dbus tini
 """
 
 # What the tests and a person in the lab use.

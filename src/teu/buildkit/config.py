@@ -26,6 +26,7 @@ from teu.config import (
     text,
 )
 from teu.oci import cdi
+from teu.trust import files
 
 FILE = "/etc/teu/buildkitd.yaml"
 LEVELS = ("debug", "info", "warn", "error")
@@ -182,6 +183,13 @@ KEYS = (
         ),
         {},
         "registries by HOST[:PORT]",
+    ),
+    Key(
+        "image-policy",
+        matching(r"(/.*)?", 'give an absolute path, such as /etc/teu/policy.yaml, or ""'),
+        files.FILE,
+        "file that says which images of registries are let in, by their signatures; see teu-policy(5). Without it, or"
+        " where this is empty, all are",
     ),
     Key("certs", path, "/etc/teu/certs.d", "folder of registries' certificates and hosts.toml, as docker's certs.d"),
     Key(

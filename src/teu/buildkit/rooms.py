@@ -244,7 +244,7 @@ def _registries(settings: Settings) -> registries.Configuration:
         )
         for name, one in settings["registries"].items()
     }
-    return registries.Configuration(hosts, settings["certs"], settings["certs"])
+    return registries.Configuration(hosts, settings["certs"], settings["certs"], policy=settings["image-policy"])
 
 
 def containers(work: Work, view: BuildBridge) -> Containers:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from teu.config import Key, boolean, duration, integer, list_of, map_of, matching, one_of, path, section, text
+from teu.trust import files
 
 FILE = "/etc/teu/containerd.yaml"
 
@@ -28,6 +29,13 @@ KEYS = (
         10.0,
         "compare tasks with the containerd.io/restart labels of their containers so often; 0: never",
         reload=True,
+    ),
+    Key(
+        "image-policy",
+        matching(r"(/.*)?", 'give an absolute path, such as /etc/teu/policy.yaml, or ""'),
+        files.FILE,
+        "file that says which images of registries are let in, by their signatures; see teu-policy(5). Without it, or"
+        " where this is empty, all are",
     ),
     Key("default-runtime", text, "io.containerd.teu.v2", "runtime of tasks whose container names none"),
     Key(

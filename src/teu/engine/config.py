@@ -32,6 +32,7 @@ from teu.engine.logs import registry
 from teu.engine.networks import hostfirewall, options
 from teu.engine.networks.ipam import Source
 from teu.oci import cdi
+from teu.trust import files
 
 FILE = "/etc/teu/teud.yaml"
 API_OLDEST = "1.24"
@@ -266,6 +267,14 @@ KEYS = (
         _api_version,
         API_OLDEST,
         "oldest version of the Engine API that a client may speak",
+        reload=True,
+    ),
+    Key(
+        "image-policy",
+        matching(r"(/.*)?", 'give an absolute path, such as /etc/teu/policy.yaml, or ""'),
+        files.FILE,
+        "file that says which images of registries are let in, by their signatures; see teu-policy(5). Without it, or"
+        " where this is empty, all are",
         reload=True,
     ),
     Key("storage-driver", text, "overlayfs", "snapshotter of containerd for images and containers"),

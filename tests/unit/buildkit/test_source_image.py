@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import signatures as made
 from fakeworker import Asker, Worker
 from tunnel import client
 
@@ -603,3 +604,34 @@ def test_what_is_heavy_is_loaded_when_it_is_needed() -> None:
     # What gRPC brings along, ssl, subprocess and pools of threads, the daemon has anyway.
     heavy = {"http.client", "urllib.request", "tomllib", "grpc"}
     assert not heavy & set(done.stdout.split())
+
+
+def test_the_policy_is_asked_before_layers_are_fetched(
+    registry: ScriptedRegistry, worker: Worker, tmp_path: Path
+) -> None:
+    amd, arm = registry.image("app", "amd", *layers("a")), registry.image("app", "arm", *layers("b"))
+    index = registry.index("app", "1", amd64=amd, arm64=arm)
+    policy = tmp_path / "policy.yaml"
+    policy.write_text("default: {require: reject}\n")
+    name = f"{registry.address}/app:1"
+    source = images(worker, configuration=Configuration(policy=str(policy)))
+    with pytest.raises(errors.PermissionDenied, match=r"policy.yaml:1: default: it lets no image in"):
+        source.open(name, {}, AMD64).snapshot(Asker())
+    with pytest.raises(errors.PermissionDenied):
+        source.config(name, AMD64, "", Asker())
+    assert not worker.kinds
+    # A signature of the manifest for the platform is enough, where the index has none; it is not asked for each time.
+    key = made.new_key()
+    (tmp_path / "k.pub").write_bytes(made.public_pem(key))
+    policy.write_text(f"default: {{cosign: {{keys: [{tmp_path}/k.pub]}}}}\n")
+    signature = made.simple_layer(key, made.payload(amd["digest"], f"{registry.address}/app"))
+    manifest, blobs = made.artifact([signature])
+    for data in blobs:
+        registry.put(data)
+    registry.manifest("app", amd["digest"].replace(":", "-") + ".sig", made.OCI_MANIFEST, manifest)
+    assert source.config(name, AMD64, "", Asker())[1] == index["digest"]
+    before = len([path for _, path, _ in registry.requests if path.endswith(".sig")])
+    assert source.open(name, {}, AMD64).snapshot(Asker())
+    assert len([path for _, path, _ in registry.requests if path.endswith(".sig")]) == before == 2
+    with pytest.raises(errors.PermissionDenied, match="there is nothing of that kind"):
+        source.config(name, ARM64, "", Asker())

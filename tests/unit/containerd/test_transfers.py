@@ -4,14 +4,17 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import hashlib
 import io
 import json
 import tarfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+import signatures as made
 from containerd_parts import root_only
 from google.protobuf import any_pb2
 from system.scripted_registry import ScriptedRegistry, digest_of, tar
@@ -44,6 +47,7 @@ class Transfers:
             layers=context.layers,
             streams=context.streams,
             snapshotter="native",
+            policy="",
         )
 
     async def run(self, move: Callable[[Job, Any, Any], None], source: Any, destination: Any) -> list[str]:
@@ -261,3 +265,32 @@ def test_side_by_side() -> None:
     with pytest.raises(ValueError, match="one of them"):
         in_parallel(2, [lambda: done.append(1), fail, lambda: done.append(2)])
     assert sorted(done) == [1, 2]
+
+
+@root_only
+def test_the_policy_is_asked_before_anything_is_stored(context: Context, tmp_path: Path) -> None:
+    async def test(transfers: Transfers) -> None:
+        policy = tmp_path / "policy.yaml"
+        transfers.parts = dataclasses.replace(transfers.parts, policy=str(policy))
+        with ScriptedRegistry() as server:
+            amd = server.image("app", "amd", tar(("a", b"1")))
+            inner = server.index("app", "inner", amd64=amd)
+            server.index("app", "1", amd64=inner)
+            policy.write_text("default: {require: reject}\n")
+            with pytest.raises(registry.NotAllowed, match=r"app:1 is refused by .*:1: default: it lets no image in"):
+                await transfers.pull(server, platforms=[AMD64])
+            assert not list(context.content.find(NS)) and not context.images.find(NS)
+            key = made.new_key("ed25519")
+            (tmp_path / "k.pub").write_bytes(made.public_pem(key))
+            policy.write_text(f"default: {{cosign: {{keys: [{tmp_path}/k.pub]}}}}\n")
+            with pytest.raises(registry.NotAllowed, match="there is nothing of that kind at the registry"):
+                await transfers.pull(server, platforms=[AMD64])
+            signature = made.simple_layer(key, made.payload(amd["digest"], f"{server.address}/app"))
+            manifest, blobs = made.artifact([signature])
+            for data in blobs:
+                server.put(data)
+            server.manifest("app", amd["digest"].replace(":", "-") + ".sig", made.OCI_MANIFEST, manifest)
+            await transfers.pull(server, platforms=[AMD64])
+        assert [image.name for image in context.images.find(NS)] == ["i"]
+
+    run(context, test)

@@ -60,6 +60,7 @@ def test_what_is_defined_is_used() -> None:
 
 # What is imported from outside of the standard library: by its name there, in Python's packages and in Debian's.
 LIBRARIES = {
+    "cryptography": (None, "python3-cryptography"),  # for hosts with a policy for images
     "google": ("protobuf", "python3-protobuf"),
     "grpc": ("grpcio", "python3-grpcio"),
     "h11": ("h11", "python3-h11"),

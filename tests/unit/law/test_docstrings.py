@@ -22,6 +22,7 @@ SEAMS = (
     "oci",
     "systemd",
     "ttrpc",
+    "trust",
     "http2",
     "buildkit/core",
     "containerd/services",

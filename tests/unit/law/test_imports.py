@@ -15,13 +15,13 @@ from sourcetree import nodes, parsed
 
 SRC = Path(__file__).resolve().parents[3] / "src"
 PROGRAMS = ("cli", "ctr", "engine", "buildkit", "containerd", "shim", "runc")
-SHARED = ("linux", "oci", "systemd", "ttrpc", "http2", "api", "config", "grpcclient", "cni")
+SHARED = ("linux", "oci", "systemd", "ttrpc", "http2", "api", "config", "grpcclient", "cni", "trust")
 
 # Which parts of teu a part may import, beside itself.
 MAY: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(PROGRAMS, SHARED),
     "runc": ("linux", "oci", "systemd"),
-    "cli": ("linux", "oci", "systemd", "http2", "ttrpc", "config"),
+    "cli": ("linux", "oci", "systemd", "http2", "ttrpc", "config", "trust"),
     "shim": ("linux", "oci", "systemd", "ttrpc"),
     "ttrpc": ("linux",),
     "http2": (),
@@ -31,6 +31,7 @@ MAY: dict[str, tuple[str, ...]] = {
     "linux": (),
     "coldstart": (),
     "grpcclient": (),  # its stubs of api are found by their names
+    "trust": ("oci", "config"),
     "config": ("oci",),  # sizes and lengths of time are read by oci/units
 }
 

@@ -7,12 +7,15 @@
     image.layerlimit    so many layers of it, from below
     image.checksum      the digest that the name has to stand for
 
+Where there is a policy (teu-policy(5)), it has to let in what comes from a registry, before a layer of it is fetched.
 A reference with a digest is taken from the content store where that has it: nobody is asked then. Only manifests and
 the configuration are read here. A layer is fetched when a step needs the files, or an exporter the blob.
 """
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import Any
@@ -21,17 +24,21 @@ from teu.buildkit.cache import store
 from teu.buildkit.core import errors
 from teu.buildkit.core.snapshots import Descriptor, Kind, Worker
 from teu.buildkit.llb.platforms import Platform
-from teu.buildkit.sources.base import Asker, Material, no_meta, number
+from teu.buildkit.sources.base import Asker, Material, Recent, no_meta, number
 from teu.buildkit.sources.manifests import Documents, Image, ImageAsSource
 from teu.buildkit.sources.registries import Access, Remote
 from teu.oci import digest as digests
 from teu.oci import image_spec, reference
 from teu.oci.reference import Reference
+from teu.trust import files
 
+log = logging.getLogger("teu.buildkit")
 MODES = ("default", "pull", "local")
 LAYERS_MAX = 10_000
 TYPES = {"": store.REGULAR, **{kind: kind for kind in (store.REGULAR, store.INTERNAL, store.FRONTEND)}}
 ATTESTATION = "attestation-manifest"
+VERDICTS_MAX = 256
+VERDICT_SECONDS = 60.0  # a build asks several times what a name stands for
 
 
 class Images:
@@ -41,6 +48,36 @@ class Images:
         self.worker = worker
         self.access = access
         self.documents = documents or Documents(worker.content)
+        self._let_in: Recent[float] = Recent(VERDICTS_MAX)
+
+    def find(self, wanted: Reference, root: Descriptor, platform: Platform, remote: Remote | None) -> Image:
+        """The image for a platform, which the policy lets in. Raises NotFound, PermissionDenied."""
+        with remote.opened() if remote is not None else nullcontext():
+            image = self.documents.find(root, platform, remote, str(wanted))
+            if remote is not None:
+                self._ask_policy(wanted, image, remote)
+        return image
+
+    def _ask_policy(self, wanted: Reference, image: Image, remote: Remote) -> None:
+        policy = self.access.configuration.policy
+        if not files.configured(policy):
+            return
+        way = [image.root] if image.root["digest"] == image.manifest["digest"] else [image.root, image.manifest]
+        key = (str(wanted), *(one["digest"] for one in way), files.stamp(policy))
+        if (self._let_in.get(key) or 0.0) > time.monotonic() - VERDICT_SECONDS:
+            return
+        # 5 ms, and with the first key 16 ms and 4.4 MB: for hosts with a policy
+        from teu.trust import errors as trust
+        from teu.trust import verify
+
+        with remote.opened() as places:
+            try:
+                notes = verify.allow(places, wanted, [way], policy)
+            except trust.Refused as error:
+                raise errors.PermissionDenied(str(error)) from None
+        for note in notes:
+            log.warning("image %s: the policy lets it in, and: %s", wanted, note)
+        self._let_in.put(key, time.monotonic())
 
     def open(self, text: str, attributes: Mapping[str, str], platform: Platform) -> ImageSource:
         mode = _mode(attributes.get("image.resolvemode", ""))
@@ -64,7 +101,7 @@ class Images:
         _check(wanted, root["digest"], checksum)
         with remote.opened() if remote is not None else nullcontext():
             if not request.Image.NoConfig:
-                answer.Image.Config = self.documents.find(root, platform, remote, str(wanted)).config
+                answer.Image.Config = self.find(wanted, root, platform, remote).config
             if request.Image.AttestationChain or request.Image.ResolveAttestations:
                 self._attestations(answer.Image, root, platform, remote, list(request.Image.ResolveAttestations))
         return answer
@@ -73,9 +110,7 @@ class Images:
         """(full name, digest, configuration), for frontends of this process and LLBBridge.ResolveImageConfig."""
         wanted = parsed(text)
         root, remote = self.resolve(wanted, platform, _mode(mode), asker)
-        with remote.opened() if remote is not None else nullcontext():
-            image = self.documents.find(root, platform, remote, str(wanted))
-        return str(wanted), root["digest"], image.config
+        return str(wanted), root["digest"], self.find(wanted, root, platform, remote).config
 
     def resolve(
         self, wanted: Reference, platform: Platform, mode: str, asker: Asker
@@ -197,8 +232,7 @@ class ImageSource(ImageAsSource):
         root, remote = self._images.resolve(self._wanted, self.platform, self._mode, asker)
         _check(self._wanted, root["digest"], self._checksum)
         self.foreign = remote is not None
-        with remote.opened() if remote is not None else nullcontext():
-            return self._images.documents.find(root, self.platform, remote, self.name)
+        return self._images.find(self._wanted, root, self.platform, remote)
 
     def blobs(self, asker: Asker) -> Remote:
         # They are asked for by digest, whatever the tag stands for by then.

@@ -53,12 +53,14 @@ class Host:
 @dataclass(frozen=True, slots=True)
 class Configuration:
     """`hosts`, by domain ("docker.io", "localhost:5000"); `folder`: of hosts.toml files (oci.registry_hosts), for those
-    that are not among them; `certs`: of certificates, as docker has it; `insecure`: hosts and networks."""
+    that are not among them; `certs`: of certificates, as docker has it; `insecure`: hosts and networks;
+    `policy`: the file that says which images are let in."""
 
     hosts: Mapping[str, Host] = field(default_factory=dict)
     folder: str = ""
     certs: str = "/etc/teu/certs.d"
     insecure: tuple[str, ...] = ()
+    policy: str = ""
 
 
 class _Token(NamedTuple):

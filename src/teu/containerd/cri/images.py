@@ -18,7 +18,7 @@ from typing import Any
 
 from teu.api.types import platform_pb2
 from teu.api.types.transfer import imagestore_pb2, registry_pb2
-from teu.containerd.core.errors import Error, InvalidArgument, NotFound
+from teu.containerd.core.errors import Error, InvalidArgument, NotFound, Unknown
 from teu.containerd.cri.records import NAMESPACE
 from teu.containerd.stores.garbage import Collector
 from teu.containerd.transfer import registry
@@ -229,7 +229,11 @@ class Images:
         source.resolver.host_dir = self._folder
         destination = imagestore_pb2.ImageStore(name=name, labels=MANAGED, platforms=[platform])
         destination.unpacks.add(platform=platform, snapshotter=self.snapshotter)
-        target = registry.pull(job, source, destination, given)
+        try:
+            target = registry.pull(job, source, destination, given)
+        except registry.NotAllowed as error:
+            # By this word, in an error without a code, kubelet tells a pod why it waits (k8s.io/cri-api, errors).
+            raise Unknown(f"SignatureValidationFailed: {error.message}") from None
         details = self._known[target["digest"]] = self._details(target)
         if details is None:
             raise InvalidArgument(f"{name} is no image that can run here")

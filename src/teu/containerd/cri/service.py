@@ -621,6 +621,7 @@ class Cri:
             layers=context.layers,
             streams=context.streams,
             snapshotter=context.config["snapshots"]["default"],
+            policy=context.config["image-policy"],
         )
         events = Events()
         records = Records(context.sandboxes, context.containers, events.tell)

@@ -58,6 +58,7 @@ class Transfer:
             layers=context.layers,
             streams=context.streams,
             snapshotter=context.config["snapshots"]["default"],
+            policy=context.config["image-policy"],
         )
 
     async def Transfer(self, request: transfer_pb2.TransferRequest, call: Call) -> empty_pb2.Empty:

@@ -52,6 +52,7 @@ class Parts:
     layers: Layers
     streams: Streams
     snapshotter: str  # where a request names none
+    policy: str  # file that says which images of registries are let in; "" for none
 
 
 class Job:
@@ -192,16 +193,9 @@ class Job:
 
         Raises NotFound where there is none for any of the platforms."""
         children = self.children(descriptor)
-        if descriptor["mediaType"] not in image_spec.INDEXES or not platforms:
+        if descriptor["mediaType"] not in image_spec.INDEXES:
             return children
-        found: list[image_spec.Descriptor] = []
-        for platform in platforms:
-            best = image_spec.choose(children, platform)
-            found += [one for one in (best[:limit] if limit else best) if one not in found]
-        if not found:
-            names = ", ".join(map(str, platforms))
-            raise NotFound(f"{descriptor['digest']} has no manifest for platform {names}")
-        return found
+        return wanted_of(descriptor, children, platforms, limit)
 
     # Images
 
@@ -288,6 +282,25 @@ class Job:
                     snapshots.remove(self.namespace, snapshotter, key)
         self.label(layer["digest"], {UNCOMPRESSED: diff_id})
         self.tell("extracted", chain, descriptor=layer)
+
+
+def wanted_of(
+    index: image_spec.Descriptor,
+    entries: list[image_spec.Descriptor],
+    platforms: list[image_spec.Platform],
+    limit: int,
+) -> list[image_spec.Descriptor]:
+    """Of an index with these entries the manifests to be moved: see `Job.wanted_children`."""
+    if not platforms:
+        return entries
+    found: list[image_spec.Descriptor] = []
+    for platform in platforms:
+        best = image_spec.choose(entries, platform)
+        found += [one for one in (best[:limit] if limit else best) if one not in found]
+    if not found:
+        names = ", ".join(map(str, platforms))
+        raise NotFound(f"{index['digest']} has no manifest for platform {names}")
+    return found
 
 
 def to_wire(descriptor: image_spec.Descriptor) -> Any:

@@ -240,12 +240,15 @@ def _pull(
             raise
         except distribution.RegistryError:
             pass
-    if current and _up_to_date(images, wanted, current, choice):
+    # With a policy an image that is here is looked at again: the policy or the signatures may be others than they were.
+    if current and not registries.has_policy(images.settings) and _up_to_date(images, wanted, current, choice):
         yield {"status": f"Pulling from {_shown_path(wanted)}", "id": wanted.tag or wanted.digest}
         yield {"status": f"Digest: {current}"}
         yield {"status": f"Status: Image is up to date for {wanted.familiar()}"}
         return
     target, found = _resolve(registry, wanted, choice)
+    ways = [[descriptor for descriptor, _ in one.documents] for one in found]
+    registries.let_in(images.settings, registry, wanted, ways)
     yield {"status": f"Pulling from {_shown_path(wanted)}", "id": wanted.tag or wanted.digest}
     with client.lease() as lease:
         source = content.source_label(wanted.domain, wanted.path)

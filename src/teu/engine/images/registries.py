@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -13,12 +14,17 @@ from teu.engine.core import errors
 from teu.oci import distribution
 from teu.oci.registries import Registries
 from teu.oci.registry_hosts import Place
+from teu.trust import files
 
+log = logging.getLogger("teu.engine")
 _LABEL = r"[A-Za-z0-9_][A-Za-z0-9_-]{0,62}"
 DOMAIN = re.compile(rf"|(?:{_LABEL}(?:\.{_LABEL})*\.?|\[[0-9a-fA-F:.]+\])(?::[0-9]{{1,5}})?")
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from teu.engine.core.fields import Login
+    from teu.oci.image_spec import Descriptor
     from teu.oci.reference import Reference
 
 
@@ -65,6 +71,29 @@ def to_pull(settings: Settings, domain: str, auth: str, resource: str = "") -> R
         mirror_.resource = registry.resource
         members.append((Place(), mirror_))
     return Mirrored([*members, (Place(), registry)])
+
+
+def has_policy(settings: Settings) -> bool:
+    """Whether images of registries have to be let in by a policy (teu-policy(5))."""
+    return files.configured(str(settings.get("image-policy") or ""))
+
+
+def let_in(settings: Settings, registry: Registries, wanted: Reference, ways: Sequence[Sequence[Descriptor]]) -> None:
+    """Ask the policy, where there is one, before anything is stored. `ways`: as of `trust.verify.allow`.
+
+    Raises Forbidden where it refuses, RegistryError where the registry does not tell its signatures."""
+    if not has_policy(settings):
+        return
+    # 5 ms, and with the first key 16 ms and 4.4 MB: for hosts with a policy
+    from teu.trust import errors as trust
+    from teu.trust import verify
+
+    try:
+        notes = verify.allow(registry, wanted, ways, settings["image-policy"])
+    except trust.Refused as error:
+        raise errors.Forbidden(str(error)) from None
+    for note in notes:
+        log.warning("image %s: the policy lets it in, and: %s", wanted, note)
 
 
 def login(settings: Settings, given: Login) -> None:

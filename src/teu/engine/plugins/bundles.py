@@ -66,9 +66,10 @@ def source(settings: Settings, wanted: Reference, auth: str, departure: Departur
             raise errors.EngineError(f"{wanted.familiar()}: {error}") from None
 
 
-def look(registry: Registries, wanted: Reference) -> Unchecked:
-    """What a reference is of: a plugin. Raises EngineError where it is of something else."""
+def look(settings: Settings, registry: Registries, wanted: Reference) -> Unchecked:
+    """What a reference is of: a plugin that the policy lets in. Raises EngineError where it is of something else."""
     target, data = registry.manifest(wanted.path, wanted.digest or wanted.tag)
+    way = [target]
     if target["mediaType"] in image_spec.INDEXES:
         entries = image_spec.choose(
             image_spec.index(image_spec.decode(data, "index"))["manifests"], image_spec.host_platform()
@@ -76,12 +77,14 @@ def look(registry: Registries, wanted: Reference) -> Unchecked:
         if not entries:
             raise errors.NotFound(f"{wanted.familiar()} has no plugin for {image_spec.host_platform()}")
         target, data = registry.manifest(wanted.path, entries[0]["digest"])
+        way.append(target)
     manifest = image_spec.manifest(image_spec.decode(data, "manifest"))
     described = manifest["config"]
     if described["mediaType"] != CONFIG_TYPE:
         raise errors.EngineError(
             f"did not find plugin config for specified reference {wanted}: it is a {described['mediaType']}"
         )
+    registries.let_in(settings, registry, wanted, [way])
     if described["size"] > CONFIG_LIMIT:
         raise errors.EngineError(f"the plugin's configuration is larger than {CONFIG_LIMIT} bytes")
     config_data = b"".join(registry.blob(wanted.path, described))

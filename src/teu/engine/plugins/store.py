@@ -475,7 +475,7 @@ class Plugins:
 
         wanted, _ = _remote(remote)
         with bundles.source(self._settings, wanted, auth, departure) as registry:
-            found = bundles.look(registry, wanted)
+            found = bundles.look(self._settings, registry, wanted)
         return [configuration.PRIVILEGE.write(one) for one in configuration.privileges(found.config)] or None
 
     def name_of(self, remote: str, name: str) -> str:
@@ -502,7 +502,7 @@ class Plugins:
         self.client.ensure_namespace()
         with self.client.making(base), self.client.lease() as lease:
             with bundles.source(self._settings, wanted, auth, departure) as registry:
-                found = bundles.look(registry, wanted)
+                found = bundles.look(self._settings, registry, wanted)
                 yield from bundles.download(self.client, registry, wanted, found, lease, granted, departure)
             digest = found.target["digest"]
             with self.client.making(digest):
@@ -524,7 +524,7 @@ class Plugins:
                 raise Conflict(f"plugin must be disabled before upgrading: plugin {plugin.name} is enabled")
             with self.client.making(base), self.client.lease() as lease:
                 with bundles.source(self._settings, wanted, auth, departure) as registry:
-                    found = bundles.look(registry, wanted)
+                    found = bundles.look(self._settings, registry, wanted)
                     yield from bundles.download(self.client, registry, wanted, found, lease, granted, departure)
                 digest = found.target["digest"]
                 with self.client.making(digest):
