@@ -65,6 +65,7 @@ INDEX = {
     "image push": ("registry", "Upload an image to a registry"),
     "image rm": ("images", "Remove images"),
     "image save": ("archives", "Write images to a tar archive"),
+    "image signatures": ("signatures", "Show what is signed and attested of an image"),
     "image tag": ("images", "Give an image a further name"),
     "manifest annotate": ("manifests", "Say for which platform a manifest of a list is"),
     "manifest create": ("manifests", "Make a list of manifests, to annotate and to push"),

@@ -38,6 +38,7 @@ NOTATION_ARTIFACT = "application/vnd.cncf.notary.signature"
 BUNDLE_ARTIFACT = "application/vnd.dev.sigstore.bundle"  # and a version, in one of two ways
 DSSE = "application/vnd.dsse.envelope.v1+json"
 TAGS = {"sig": COSIGN, "att": ATTESTATION, "sbom": SBOM}
+SIGNATURES = (COSIGN, NOTATION, ATTESTATION, BUNDLE)
 _ARTIFACTS = {NOTATION_ARTIFACT: NOTATION, COSIGN_ARTIFACT: COSIGN, COSIGN_ATTESTATION: ATTESTATION}
 
 

@@ -209,6 +209,18 @@ def _statement(payload: bytes, key: Key) -> Statement:
     return Statement(kind, tuple(subjects), tuple(names), annotations, key)
 
 
+def unverified_type(data: bytes) -> str:
+    """The predicate's type in an envelope, or in a bundle with one, for lists; nobody has checked the signature. ""
+    where there is none."""
+    try:
+        document = _object(data, "it")
+        envelope = document.get("dsseEnvelope") or document
+        payload = _decoded(_member(envelope, "payload", str, "it"), "it")
+        return str(_object(payload, "it").get("predicateType") or "")
+    except TrustError:
+        return ""
+
+
 def attestation(one: Attached, data: bytes, digest: str, trusted: Sequence[Key]) -> Statement:
     """The statement about a manifest in a layer or a bundle, signed by one of the keys. Raises TrustError."""
     if one.kind == BUNDLE:

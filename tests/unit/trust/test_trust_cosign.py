@@ -262,6 +262,7 @@ def test_attestations() -> None:
     ):
         found = attestation(layer, made.new_key(), key)
         assert (found.predicate_type, found.key.file) == (type_, "/k/1.pub")
+        assert cosign.unverified_type(layer[1]) == type_
         with pytest.raises(TrustError, match="none of the keys"):
             attestation(layer, made.new_key())
     old = made.statement(DIGEST, type_, NAME, _type="https://in-toto.io/Statement/v0.1")
@@ -277,6 +278,7 @@ def test_attestations() -> None:
             attestation(made.layer(made.DSSE, made.encode(broken)), key)
     with pytest.raises(TrustError, match="no envelope of DSSE"):
         attestation(made.layer("text/plain", b""), key)
+    assert cosign.unverified_type(b"nothing") == ""
 
 
 def test_what_is_signed_of_an_envelope_is_the_protocols() -> None:
