@@ -98,9 +98,10 @@ def _all(source: Source, repository: str, digest: str, kinds: tuple[str, ...]) -
         if manifest is not None:
             yield from _layers(kind, f"{tag}.{suffix}", "", descriptor, manifest)
     for entry in source.referrers(repository, digest)[:MANIFESTS_MAX]:
-        # A registry says an artifact's type in the list; what it does not say is found in the manifest.
-        told = str(dict(entry).get("artifactType") or "")
-        if told and kinds and _kind_of(told) not in kinds:
+        # A list says an artifact's type, so that most need not be fetched. Those that cosign keeps in a tag say the
+        # configuration's, which is the empty one.
+        told = str(dict(entry).get("artifactType") or image_spec.OCI_EMPTY)
+        if told != image_spec.OCI_EMPTY and kinds and _kind_of(told) not in kinds:
             continue
         try:
             descriptor, data = source.manifest(repository, entry["digest"])

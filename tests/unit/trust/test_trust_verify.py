@@ -122,6 +122,20 @@ def test_bundles_that_refer(shop: Shop) -> None:
     assert shop.allow() == []
 
 
+def test_a_list_that_does_not_tell_the_types(shop: Shop) -> None:
+    """As cosign 3.1 writes it for a registry without the call: each is of the type of its configuration."""
+    shop.policy(f"cosign: {{keys: [{shop.pub}], identity: any}}")
+    data = made.statement(shop.image["digest"], verify.cosign.SIGNS)
+    one = shop.attach([made.layer(made.BUNDLE, made.bundle(shop.key, data))], kind=made.BUNDLE)
+    entry = {**one, "artifactType": "application/vnd.oci.empty.v1+json"}
+    index = {"schemaVersion": 2, "mediaType": made.OCI_INDEX, "manifests": [{**one, "artifactType": "a/b"}]}
+    tag = shop.image["digest"].replace(":", "-")
+    shop.server.manifest("app", tag, made.OCI_INDEX, index)
+    assert "there is nothing of that kind" in shop.refused()
+    shop.server.manifest("app", tag, made.OCI_INDEX, {**index, "manifests": [entry]})
+    assert shop.allow() == []
+
+
 def test_attestations_by_their_tag(shop: Shop) -> None:
     shop.policy("attestations:", f"  {PROVENANCE}: {{keys: [{shop.pub}]}}")
 
