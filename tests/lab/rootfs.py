@@ -54,11 +54,11 @@ PEERS = """
 
 # Those that only one release has.
 RELEASE_ONLY = {
-    "trixie-lab": "docker-cli docker-compose docker-buildx python3-isal libpython3.13",
+    "trixie-lab": "docker-cli docker-compose docker-buildx cosign python3-isal libpython3.13",
     "trixie-host": "python3-isal libpython3.13",
     "bookworm-lab": "libpython3.11",
     # The last are in every other Debian without being asked for.
-    "forky-lab": """docker-cli docker-compose docker-buildx python3-isal libpython3.14
+    "forky-lab": """docker-cli docker-compose docker-buildx cosign notation python3-isal libpython3.14
         adduser bsdutils mount passwd tini-static""",
 }
 

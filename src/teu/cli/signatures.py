@@ -113,7 +113,7 @@ def _rows(place: Registry, wanted: Reference, target: Descriptor, judge: Callabl
         )
         if one.kind in (attached.ATTESTATION, attached.BUNDLE) or (judge and one.kind in attached.SIGNATURES):
             try:
-                data = attached.payload(place, wanted.path, one.layer)
+                data = attached.payload(place, wanted.path, one)
             except (RegistryError, TrustError) as error:
                 row.verified, row.reason = "no", str(error)
                 yield row

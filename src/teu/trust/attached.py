@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from teu.oci.image_spec import Descriptor
 
 SIGNATURES_MAX = 128  # of a manifest, of each kind
-ENVELOPE_LIMIT = 16 << 20  # bytes: statements with a bill of materials are large
+SIGNATURE_LIMIT = 1 << 20  # bytes
+ENVELOPE_LIMIT = 16 << 20  # statements with a bill of materials are large
 
 # The kinds.
 COSIGN, NOTATION, ATTESTATION, BUNDLE, SBOM, OTHER = "cosign", "notation", "attestation", "bundle", "sbom", "other"
@@ -144,10 +145,11 @@ def _layers(kind: str, place: str, artifact: str, descriptor: Descriptor, manife
         yield Attached(kind, place, artifact, descriptor, layer)
 
 
-def payload(source: Source, repository: str, layer: Descriptor) -> bytes:
+def payload(source: Source, repository: str, one: Attached) -> bytes:
     """What is in a layer, and has its digest. Raises TrustError where it is not that; RegistryError."""
-    if layer["size"] > ENVELOPE_LIMIT:
-        raise TrustError(f"it has {layer['size']} bytes; {ENVELOPE_LIMIT} are the most")
+    layer, limit = one.layer, SIGNATURE_LIMIT if one.kind in (COSIGN, NOTATION) else ENVELOPE_LIMIT
+    if layer["size"] > limit:
+        raise TrustError(f"it has {layer['size']} bytes; {limit} are the most")
     data = b"".join(source.blob(repository, layer))
     digester = digests.for_digest(layer["digest"])
     digester.update(data)

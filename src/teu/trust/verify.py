@@ -115,7 +115,7 @@ def judged(source: Source, wanted: Reference, target: Descriptor, judge: Judge) 
     notes: list[str] = []
     for one in attached.find(source, wanted.path, target["digest"], judge.kinds):
         try:
-            data = attached.payload(source, wanted.path, one.layer)
+            data = attached.payload(source, wanted.path, one)
         except Aborted:
             raise
         except (RegistryError, TrustError) as error:

@@ -13,9 +13,10 @@ import pytest
 import signatures as made
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import AuthorityInformationAccessOID, ExtendedKeyUsageOID
 
-from teu.trust import notation, policy
+from teu.trust import keys, notation, policy
 from teu.trust.attached import NOTATION, Attached
 from teu.trust.errors import TrustError
 
@@ -128,12 +129,42 @@ def test_chains_that_are_none(place: Place, root: made.Certified, signer: made.C
     assert "is longer than its certificate allows" in place.refused(made.jws(made.Certified(lower), TARGET))
 
 
-def test_weak_hashes_count_for_none(place: Place, root: made.Certified) -> None:
-    try:
-        weak = made.Certified(root, algorithm=hashes.SHA1())
-    except Exception as error:  # newer libraries do not even make them
-        pytest.skip(f"no certificate with SHA-1: {error}")
-    assert "is not issued by the next" in place.refused(made.jws(weak, TARGET))
+# An authority, and a certificate of it with ECDSA and SHA-1, which newer libraries do not make any more.
+WEAK = b"""\
+-----BEGIN CERTIFICATE-----
+MIIBsjCCAVegAwIBAgIUUDiqtvBSypyUL2cxgxTyuiVIMD0wCgYIKoZIzj0EAwIw
+RTELMAkGA1UEBhMCREUxEDAOBgNVBAgMB0hhbWJ1cmcxFTATBgNVBAoMDGFjbWUu
+ZXhhbXBsZTENMAsGA1UEAwwEcm9vdDAgFw0yNTA2MDEwMDAwMDBaGA8yMDc2MDUx
+OTAwMDAwMFowRTELMAkGA1UEBhMCREUxEDAOBgNVBAgMB0hhbWJ1cmcxFTATBgNV
+BAoMDGFjbWUuZXhhbXBsZTENMAsGA1UEAwwEcm9vdDBZMBMGByqGSM49AgEGCCqG
+SM49AwEHA0IABIBG/OwORjD/g8RbKtN2ZSLJLWuG0D10VpU56od/hUKI06jje0Pc
+984+EgLg358qJrgGDHKcNnh57wO2c3wc+SujIzAhMA8GA1UdEwEB/wQFMAMBAf8w
+DgYDVR0PAQH/BAQDAgEGMAoGCCqGSM49BAMCA0kAMEYCIQDtHSCXRQ5CW1WMG+xu
+B4ZoNpTiAvd36qrrAi8SE6YBLwIhAM1/5Zbs2b5k7HfX9HNYRJv1vx3z4c40NO/I
+hcWeGzRR
+-----END CERTIFICATE-----
+-----BEGIN CERTIFICATE-----
+MIIBtjCCAV2gAwIBAgIUMsYDRgkK8jQ4n/wnd1fOjcTq4OcwCQYHKoZIzj0EATBF
+MQswCQYDVQQGEwJERTEQMA4GA1UECAwHSGFtYnVyZzEVMBMGA1UECgwMYWNtZS5l
+eGFtcGxlMQ0wCwYDVQQDDARyb290MCAXDTI1MDYwMTAwMDAwMFoYDzIwNzYwNTE5
+MDAwMDAwWjBIMQswCQYDVQQGEwJERTEQMA4GA1UECAwHSGFtYnVyZzEVMBMGA1UE
+CgwMYWNtZS5leGFtcGxlMRAwDgYDVQQDDAdidWlsZGVyMFkwEwYHKoZIzj0CAQYI
+KoZIzj0DAQcDQgAEA4zqOTlLxCBSNqmHEHpXKf+tozTbJKCrJyGOslZbBkY5ckT8
+xHOKtrY7TNLyYyRqllVTKHk3fzKgbLdidZxZ9qMnMCUwDgYDVR0PAQH/BAQDAgeA
+MBMGA1UdJQQMMAoGCCsGAQUFBwMDMAkGByqGSM49BAEDSAAwRQIgegUwL2EyfmUr
+OJJupXyxrrMUqqLEDY8A8zaRQGxbRv8CIQD5mwKQnojy6+jA3el6N4HgvdGLo1+M
+l1+iSp2ValOqQw==
+-----END CERTIFICATE-----
+"""
+
+
+def test_weak_hashes_count_for_none() -> None:
+    root, leaf = keys.certificates(WEAK, "these")
+    assert leaf.signature_hash_algorithm.name == "sha1"
+    assert leaf.issuer == root.subject and keys.issued(root, root)
+    assert not keys.issued(root, leaf)
+    # It is the hash, and not the signature, that is nothing.
+    root.public_key().verify(leaf.signature, leaf.tbs_certificate_bytes, ec.ECDSA(hashes.SHA1()))
 
 
 @pytest.mark.parametrize(

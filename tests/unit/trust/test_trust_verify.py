@@ -218,9 +218,9 @@ def test_a_registry_that_lies_is_not_believed(shop: Shop) -> None:
     shop.server.corrupt.add(descriptor["digest"])
     assert f"what came for {descriptor['digest']} has the digest" in shop.refused()
     shop.server.corrupt.clear()
-    huge = {**descriptor, "size": attached.ENVELOPE_LIMIT + 1}
+    huge = {**descriptor, "size": attached.SIGNATURE_LIMIT + 1}
     shop.attach([(huge, data)], tag="sig")
-    assert "bytes; 16777216 are the most" in shop.refused()
+    assert "bytes; 1048576 are the most" in shop.refused()
     shop.attach([({**descriptor, "digest": "sha256:" + "0" * 64}, data)], tag="sig")
     assert "blob unknown to registry" in shop.refused()
     shop.server.manifest("app", shop.image["digest"].replace(":", "-") + ".sig", made.OCI_MANIFEST, {"layers": 1})
@@ -266,4 +266,4 @@ def test_all_that_is_there(shop: Shop) -> None:
     assert [one.kind for one in found] == [attached.COSIGN, attached.SBOM, attached.OTHER]
     assert found[2].artifact == "application/x.own"
     with Registry(shop.server.address) as registry, pytest.raises(TrustError):
-        attached.payload(registry, "app", {**found[0].layer, "size": 1 << 40})
+        attached.payload(registry, "app", found[0]._replace(layer={**found[0].layer, "size": 1 << 40}))
