@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from teu.engine.backend import containerd, content
 from teu.engine.core.departure import NOBODY, Departure
 from teu.engine.core.errors import EngineError, NotFound
-from teu.engine.images import packing, platforms, registries
+from teu.engine.images import absent, packing, platforms, registries
 from teu.engine.images.transfer import Detail, Message, sources, status
 from teu.oci import distribution, image_spec
 
@@ -28,7 +28,7 @@ UPLOADS = 5  # at the same time, where teud.yaml says nothing
 
 class Parts(NamedTuple):
     """What is pushed: layers, configurations, and manifests, each before what names it. `absent` are manifests that are
-    not here: the registry must have them already."""
+    not here: the registry must have them already, in that repository or in one that the index came from."""
 
     layers: list[Descriptor]
     configs: list[Descriptor]
@@ -58,11 +58,11 @@ def push(
                     name = packing.packed(images, name, departure)
                 parts = _chosen(images, name, platform)
                 for manifest in parts.absent:
-                    _must_have(registry, wanted, manifest)
+                    yield from _bring(images, registry, wanted, name, manifest)
                 yield from _push(images, registry, wanted, name, parts, departure)
             except distribution.Unauthorized as error:
                 raise EngineError(f"denied: requested access to the resource is denied: {error}") from None
-            except distribution.RegistryError as error:
+            except (distribution.RegistryError, image_spec.SpecError) as error:
                 raise EngineError(str(error)) from None
 
 
@@ -186,15 +186,21 @@ def _push(
 _REMEDY = ", nor at the registry: pull the image with --platform all, or push one that is here with --platform"
 
 
-def _must_have(registry: distribution.Registry, wanted: Reference, manifest: Descriptor) -> None:
-    try:
-        registry.resolve(wanted.path, manifest["digest"])
-    except distribution.NotFound:
+def _bring(
+    images: Images, registry: distribution.Registry, wanted: Reference, name: Name, manifest: Descriptor
+) -> Iterator[Message]:
+    """That the repository has a manifest which is not here."""
+    known = content.info(images.client, name.target["digest"]).labels.get(content.SOURCE_LABEL + wanted.domain, "")
+    sources_ = [each for each in known.split(",") if each and each != wanted.path]
+    source = absent.brought(registry, wanted.path, manifest, sources_)
+    if source is None:
         what = image_spec.platform_of(manifest.get("platform") or {})
         raise EngineError(
             f"{wanted.familiar_name} cannot be pushed as it is: its manifest {manifest['digest']} ({what}) is not "
             f"here{_REMEDY}"
-        ) from None
+        )
+    if source:
+        yield status(f"Mounted from {source}", manifest["digest"])
 
 
 def _chosen(images: Images, name: Name, platform: Platform | None) -> Parts:
