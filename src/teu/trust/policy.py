@@ -200,6 +200,11 @@ class Policy:
                 )
             self._scopes[scope] = _rule(settings, f"scopes.{scope}", found, scope, store)
 
+    @property
+    def rules(self) -> list[Rule]:
+        """All of them, the default first."""
+        return [self._default, *self._scopes.values()]
+
     def rule(self, wanted: Reference) -> Rule:
         """What is asked for an image of that name: the rule of the narrowest scope, or the default."""
         for scope in scopes_of(wanted):

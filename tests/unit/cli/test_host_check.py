@@ -221,3 +221,20 @@ def test_the_command(teu: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -
     assert done.code == 1
     assert [json.loads(line)["Level"] for line in done.out.splitlines()] == ["warning", "error"]
     assert teu("system", "check", "--format", "{{.Level}}").code == 125
+
+
+def test_a_policy_for_images(tmp_path: Path) -> None:
+    file = tmp_path / "policy.yaml"
+    assert list(report.policy(str(file))) == []
+    file.write_text("default: {require: reject}\nscopes: {a.example: {require: insecure-accept-anything}}\n")
+    (found,) = report.policy(str(file))
+    assert (found.level, found.subject, found.text) == ("ok", "policy.yaml", "is valid, with 1 scope")
+    file.write_text("default: {require: some}\n")
+    (found,) = report.policy(str(file))
+    assert found.level == "error" and f"{file}:1: default.require: bad value" in found.text
+    file.write_text("default: {require: reject}\nscopes: {a.example: {cosign: {keys: [/nowhere/k.pub]}}}\n")
+    (found,) = report.policy(str(file))
+    assert found.text.endswith(
+        ":2: scopes.a.example: lets no image in: /nowhere/k.pub cannot be read: No such file or directory"
+    )
+    assert bad([found])

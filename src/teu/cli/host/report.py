@@ -12,6 +12,7 @@ from teu.cli.host import control, kernel, security
 from teu.cli.host.finding import ERROR, LEVELS, OK, WARNING, Finding
 from teu.cli.options import Options
 from teu.oci import jsontext
+from teu.trust import files
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ DAEMONS = {"teud.yaml": "/usr/sbin/teud", "containerd.yaml": "/usr/sbin/teu-cont
 def look(root: str = "") -> list[Finding]:
     """All findings, in the order of the checks. `root`: a folder in place of this host's root."""
     found = [finding for check in CHECKS for finding in check(root)]
-    return found if root else [*found, *configuration()]
+    return found if root else [*found, *configuration(), *policy()]
 
 
 def configuration() -> Iterator[Finding]:
@@ -50,6 +51,32 @@ def configuration() -> Iterator[Finding]:
             yield Finding(ERROR, name, text, f"mend the file; `{os.path.basename(program)} --validate` checks it")
         else:
             yield Finding(OK, name, "is valid")
+
+
+def policy(file: str = files.FILE) -> Iterator[Finding]:
+    """Where there is a policy for images: does it say what it is to say, and are its keys keys?"""
+    if not files.configured(file):
+        return
+    from teu.config import ConfigError  # these and the first key take 30 ms: for hosts with a policy
+    from teu.trust import errors, verify
+    from teu.trust import policy as policies
+
+    name = os.path.basename(file)
+    try:
+        rules = policies.read(file).rules
+    except ConfigError as error:
+        text = f"no image of a registry is let in, as it has a mistake: {error}"
+        yield Finding(ERROR, name, text, "mend the file; see teu-policy(5)")
+        return
+    wrong = False
+    for rule in rules:
+        try:
+            verify.Judge(rule)
+        except errors.TrustError as error:
+            wrong = True
+            yield Finding(ERROR, name, f"{rule.place}: lets no image in: {error}", "mend that; see teu-policy(5)")
+    if not wrong:
+        yield Finding(OK, name, f"is valid, with {len(rules) - 1} scope{'' if len(rules) == 2 else 's'}")
 
 
 def check(cli: Cli, options: Options, operands: list[str]) -> int:
