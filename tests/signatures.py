@@ -114,20 +114,20 @@ def bundle(key: Any, data: bytes, entries: list[Json] | None = None) -> bytes:
     return encode({"mediaType": BUNDLE, "verificationMaterial": material, "dsseEnvelope": envelope(key, data)})
 
 
-def log_entry(log: Any, body: Json) -> Json:
+def log_entry(log: Any, body: Json, time: int = 1700000000) -> Json:
     """Of a transparency log, as cosign's annotation has it."""
-    promised = {"body": b64(encode(body)), "integratedTime": 1700000000, "logID": log_id(log), "logIndex": 7}
+    promised = {"body": b64(encode(body)), "integratedTime": time, "logID": log_id(log), "logIndex": 7}
     message = json.dumps(promised, sort_keys=True, separators=(",", ":")).encode()
     return {"SignedEntryTimestamp": b64(sign(log, message)), "Payload": promised}
 
 
-def hashed_rekord(data: bytes, signature: bytes) -> Json:
+def hashed_rekord(data: bytes, signature: bytes, pem: bytes = b"") -> Json:
     return {
         "apiVersion": "0.0.1",
         "kind": "hashedrekord",
         "spec": {
             "data": {"hash": {"algorithm": "sha256", "value": hashlib.sha256(data).hexdigest()}},
-            "signature": {"content": b64(signature), "publicKey": {"content": ""}},
+            "signature": {"content": b64(signature), "publicKey": {"content": b64(pem)}},
         },
     }
 

@@ -68,7 +68,7 @@ class Keys:
     """What --key asks: whose the signatures are, whatever name they give."""
 
     def __init__(self, paths: list[str]) -> None:
-        self._keys = [keys.load(path) for path in paths]
+        self._trusted = cosign.Trusted([keys.load(path) for path in paths])
         self._rule = policy.Cosign("--key", tuple(paths), "any", {}, ())
 
     def judge(self, row: Row, one: Attached, data: bytes, target: Descriptor, wanted: Reference) -> None:
@@ -77,13 +77,13 @@ class Keys:
         row.verified = "no"
         try:
             if row.kind == "attestation":
-                key = cosign.attestation(one, data, target["digest"], self._keys).key
+                signer = cosign.attestation(one, data, target["digest"], self._trusted.keys).signer
             else:
-                key = cosign.check(one, data, target["digest"], wanted, self._rule, self._keys, [])
+                signer = cosign.check(one, data, target["digest"], wanted, self._rule, self._trusted)
         except TrustError as error:
             row.reason = str(error)
         else:
-            row.verified, row.signer = "yes", key.file
+            row.verified, row.signer = "yes", signer
 
 
 class Rules:

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What one signature or attestation of cosign's proves, by public keys. Called by `verify`, and by `teu image
-signatures`.
+"""What one signature or attestation of cosign's proves, by public keys, signatures also by certificates. Called by
+`verify`, and by `teu image signatures`.
 
     a layer of simple signing    the payload names digest and repository; its signature is an annotation of the layer
     a bundle of sigstore's       an envelope of DSSE around a statement of in-toto, whose subject is the digest
     a layer of DSSE              the same, an attestation
 
-Certificates of Fulcio are not believed: their identities hold only with an authority's and a log's keys, which are
-online. What is by a certificate alone is told so. An entry of a transparency log is looked at where the policy names
-logs' keys, offline, by the promise that the log signed (the SET).
+An entry of a transparency log is looked at where the policy names logs' keys, offline, by the promise that the log
+signed (the SET). Certificates of Fulcio are believed where the policy names its roots and whom they may be of, with
+such an entry; see `keyless`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from teu.oci import jsontext
@@ -25,15 +26,18 @@ from teu.trust.errors import TrustError
 from teu.trust.policy import signed_reference, within
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from teu.oci.reference import Reference
     from teu.trust.attached import Attached
+    from teu.trust.keyless import Authorities
     from teu.trust.keys import Key
     from teu.trust.policy import Cosign
 
 SIGNATURE = "dev.cosignproject.cosign/signature"
 CERTIFICATE = "dev.sigstore.cosign/certificate"
+CHAIN = "dev.sigstore.cosign/chain"
+CHAIN_MAX = 8
 LOG_ENTRY = "dev.sigstore.cosign/bundle"
 PAYLOAD_TYPE = "cosign container image signature"
 IN_TOTO = "application/vnd.in-toto+json"
@@ -43,13 +47,13 @@ SIGNS = "https://sigstore.dev/cosign/sign/v1"  # the predicate's type of a bundl
 
 class Statement(NamedTuple):
     """What an attestation says: of which digests, and what kind of thing. `names`: of its subjects, where they have
-    some; `key` has signed it."""
+    some; `signer`: the file of the key."""
 
     predicate_type: str
     subjects: tuple[str, ...]
     names: tuple[str, ...]
     annotations: Mapping[str, Any]
-    key: Key
+    signer: str
 
 
 class _Proof(NamedTuple):
@@ -57,6 +61,22 @@ class _Proof(NamedTuple):
 
     digest: str
     signature: bytes
+
+
+class _Logged(NamedTuple):
+    """When a log entered a signature, in seconds since 1970, and the certificates, in DER, that it says it is by."""
+
+    time: float
+    verifiers: list[bytes]
+
+
+class Trusted(NamedTuple):
+    """Whose signatures a rule takes: by these keys; with `logs` only what one of them has entered; with `authorities`
+    also by certificates of theirs, of the identities that they are told."""
+
+    keys: Sequence[Key]
+    logs: Sequence[Key] = ()
+    authorities: Authorities | None = None
 
 
 def _object(data: bytes | str, what: str) -> dict[str, Any]:
@@ -84,35 +104,72 @@ def _decoded(text: str, what: str) -> bytes:
         raise TrustError(f"{what} is not base64") from None
 
 
-def _signer(trusted: Sequence[Key], message: bytes, signature: bytes, certificate: bool) -> Key:
-    for key in trusted:
-        if keys.signed(key, message, signature):
-            return key
+def _by_key(trusted: Sequence[Key], message: bytes, signature: bytes) -> Key | None:
+    return next((key for key in trusted if keys.signed(key, message, signature)), None)
+
+
+def _not_by(trusted: Trusted, certificate: bool) -> TrustError:
     if certificate:
-        raise TrustError(
-            "it is by no key of the policy; it comes with a certificate (keyless signing), which is not believed here"
+        return TrustError(
+            "it is by no key of the policy; it comes with a certificate (keyless signing), for which the policy has no"
+            " fulcio section"
         )
-    raise TrustError(f"it is by none of the keys {', '.join(key.file for key in trusted)}")
+    if not trusted.keys:
+        return TrustError("it comes without a certificate, and the policy names no keys")
+    return TrustError(f"it is by none of the keys {', '.join(key.file for key in trusted.keys)}")
 
 
-def check(
-    one: Attached,
-    data: bytes,
-    digest: str,
-    wanted: Reference,
-    rule: Cosign,
-    trusted: Sequence[Key],
-    logs: Sequence[Key],
-) -> Key:
-    """The key that has signed a manifest, the image `wanted`, as the rule asks. `data`: what is in the layer.
+def _signer(
+    trusted: Trusted,
+    message: bytes,
+    signature: bytes,
+    certificates: Sequence[Any],
+    logged: Callable[[], _Logged],
+) -> str:
+    """The file of the key, or the identity in the certificate, that a signature is of. `certificates`: the signer's,
+    and those above it; `logged` has the log's entry of the signature verified. Raises TrustError."""
+    key = _by_key(trusted.keys, message, signature)
+    if key is not None:
+        if trusted.logs:
+            logged()
+        return key.file
+    if not certificates or trusted.authorities is None:
+        raise _not_by(trusted, bool(certificates))
+    leaf = certificates[0]
+    if not keys.signed(keys.of(leaf.public_key(), "its certificate's key"), message, signature):
+        raise TrustError("it is not by the key of its certificate")
+    entry = logged()
+    if keys.der(leaf) not in entry.verifiers:
+        raise TrustError("its log entry is of another certificate")
+    return trusted.authorities.signer(leaf, certificates[1:], entry.time)
+
+
+def check(one: Attached, data: bytes, digest: str, wanted: Reference, rule: Cosign, trusted: Trusted) -> str:
+    """Who has signed a manifest, the image `wanted`, as the rule asks: a key's file, or an identity. `data`: what is in
+    the layer.
 
     Raises TrustError: it is no signature, is by another key, of another manifest, for another name."""
     if one.kind == BUNDLE:
-        return _check_bundle(one, data, digest, wanted, rule, trusted, logs)
+        return _check_bundle(data, digest, wanted, rule, trusted)
     if one.layer["mediaType"] != SIMPLE_SIGNING:
         raise TrustError(f"it is a {one.layer['mediaType']}, and no payload of simple signing")
     signature = _decoded(_member(one.annotations, SIGNATURE, str, "its layer"), "the signature")
-    key = _signer(trusted, data, signature, CERTIFICATE in one.annotations)
+
+    def logged() -> _Logged:
+        entry = one.annotations.get(LOG_ENTRY)
+        if not entry:
+            raise TrustError("it comes without an entry of a transparency log, which rekor-keys ask for")
+        proof = _Proof(hashlib.sha256(data).hexdigest(), signature)
+        return _check_log(_object(entry, "the log's entry"), trusted.logs, proof)
+
+    given: list[Any] = []
+    if trusted.authorities is not None and CERTIFICATE in one.annotations:
+        given = keys.certificates(one.annotations[CERTIFICATE].encode(), "its certificate")[:1]
+        if one.annotations.get(CHAIN):
+            given += keys.certificates(one.annotations[CHAIN].encode(), "its chain")[:CHAIN_MAX]
+    elif CERTIFICATE in one.annotations:
+        given = [None]
+    signer = _signer(trusted, data, signature, given, logged)
     payload = _object(data, "the payload")
     critical = _member(payload, "critical", dict, "the payload")
     if critical.get("type") != PAYLOAD_TYPE:
@@ -123,12 +180,7 @@ def check(
     named = _member(critical.get("identity"), "docker-reference", str, "the payload")
     check_identity(named, wanted, digest, rule.identity)
     _check_annotations(payload.get("optional") or {}, rule.annotations)
-    if logs:
-        entry = one.annotations.get(LOG_ENTRY)
-        if not entry:
-            raise TrustError("it comes without an entry of a transparency log, which rekor-keys ask for")
-        _check_log(_object(entry, "the log's entry"), logs, _Proof(hashlib.sha256(data).hexdigest(), signature))
-    return key
+    return signer
 
 
 def check_identity(named: str, wanted: Reference, digest: str, identity: str) -> None:
@@ -172,27 +224,25 @@ def authenticated(payload_type: str, payload: bytes) -> bytes:
     return b"DSSEv1 %d %s %d %s" % (len(kind), kind, len(payload), payload)
 
 
-def _opened(envelope: Any, trusted: Sequence[Key], certificate: bool) -> tuple[Key, bytes, bytes]:
-    """(key, payload, signature) of an envelope."""
+def _opened(envelope: Any) -> tuple[bytes, bytes, list[bytes]]:
+    """(what is signed, payload, signatures) of an envelope."""
     payload_type = _member(envelope, "payloadType", str, "the envelope")
     if payload_type != IN_TOTO:
         raise TrustError(f"its envelope has a {payload_type}, and no statement of in-toto")
     payload = _decoded(_member(envelope, "payload", str, "the envelope"), "the envelope's payload")
-    message = authenticated(payload_type, payload)
-    failure = TrustError("its envelope has no signature")
-    for each in _member(envelope, "signatures", list, "the envelope")[:SIGNATURES_MAX]:
-        signature = _decoded(_member(each, "sig", str, "the envelope"), "the envelope's signature")
-        try:
-            return _signer(trusted, message, signature, certificate), payload, signature
-        except TrustError as error:
-            failure = error
-    raise failure
+    signatures = [
+        _decoded(_member(each, "sig", str, "the envelope"), "the envelope's signature")
+        for each in _member(envelope, "signatures", list, "the envelope")[:SIGNATURES_MAX]
+    ]
+    if not signatures:
+        raise TrustError("its envelope has no signature")
+    return authenticated(payload_type, payload), payload, signatures
 
 
 SIGNATURES_MAX = 16  # of one envelope
 
 
-def _statement(payload: bytes, key: Key) -> Statement:
+def _statement(payload: bytes, signer: str) -> Statement:
     document = _object(payload, "the statement")
     if document.get("_type") not in STATEMENTS:
         raise TrustError(f"it has a {document.get('_type')!r}, and no statement of in-toto")
@@ -206,7 +256,7 @@ def _statement(payload: bytes, key: Key) -> Statement:
             names.append(each["name"])
         annotations = each.get("annotations") or annotations
     kind = _member(document, "predicateType", str, "the statement")
-    return Statement(kind, tuple(subjects), tuple(names), annotations, key)
+    return Statement(kind, tuple(subjects), tuple(names), annotations, signer)
 
 
 def unverified_type(data: bytes) -> str:
@@ -224,13 +274,17 @@ def unverified_type(data: bytes) -> str:
 def attestation(one: Attached, data: bytes, digest: str, trusted: Sequence[Key]) -> Statement:
     """The statement about a manifest in a layer or a bundle, signed by one of the keys. Raises TrustError."""
     if one.kind == BUNDLE:
-        envelope, certificate, _ = _bundle(data)
+        bundle = _bundle(data)
+        envelope, certificate = bundle.envelope, bundle.by_certificate
     elif one.layer["mediaType"] == DSSE:
         envelope, certificate = _object(data, "the envelope"), bool(one.annotations.get(CERTIFICATE))
     else:
         raise TrustError(f"it is a {one.layer['mediaType']}, and no envelope of DSSE")
-    key, payload, _ = _opened(envelope, trusted, certificate)
-    statement = _statement(payload, key)
+    message, payload, signatures = _opened(envelope)
+    key = next((found for each in signatures if (found := _by_key(trusted, message, each))), None)
+    if key is None:
+        raise _not_by(Trusted(trusted), certificate)
+    statement = _statement(payload, key.file)
     if digest not in statement.subjects:
         raise TrustError(f"it is about {', '.join(statement.subjects) or 'nothing'}")
     return statement
@@ -239,48 +293,72 @@ def attestation(one: Attached, data: bytes, digest: str, trusted: Sequence[Key])
 # -- bundles -----------------------------------------------------------------------------------------------
 
 
-def _bundle(data: bytes) -> tuple[Any, bool, list[Any]]:
-    """(envelope, whether it is by a certificate, entries of logs)."""
+class _Bundle(NamedTuple):
+    """`certificates`: of the signer and of those above it, in DER; `entries`: of transparency logs."""
+
+    envelope: Any
+    certificates: list[bytes]
+    entries: list[Any]
+
+    @property
+    def by_certificate(self) -> bool:
+        return bool(self.certificates)
+
+
+def _bundle(data: bytes) -> _Bundle:
     document = _object(data, "the bundle")
     if not str(document.get("mediaType")).startswith(BUNDLE_ARTIFACT):
         raise TrustError(f"it is a {document.get('mediaType')}, and no bundle of sigstore's")
     if "dsseEnvelope" not in document:
         raise TrustError("its bundle has no envelope of DSSE: a signature of another kind than cosign's of images")
     material = _member(document, "verificationMaterial", dict, "the bundle")
-    certificate = bool(material.get("certificate") or material.get("x509CertificateChain"))
+    chain = material.get("x509CertificateChain")
+    given = chain.get("certificates") if isinstance(chain, dict) else [material.get("certificate")]
+    certificates = [
+        _decoded(_member(each, "rawBytes", str, "its certificate"), "its certificate")
+        for each in (given if isinstance(given, list) else [])[:CHAIN_MAX]
+        if each
+    ]
     entries = material.get("tlogEntries") or []
-    return document["dsseEnvelope"], certificate, entries if isinstance(entries, list) else []
+    return _Bundle(document["dsseEnvelope"], certificates, entries if isinstance(entries, list) else [])
 
 
-def _check_bundle(
-    one: Attached,
-    data: bytes,
-    digest: str,
-    wanted: Reference,
-    rule: Cosign,
-    trusted: Sequence[Key],
-    logs: Sequence[Key],
-) -> Key:
-    envelope, certificate, entries = _bundle(data)
-    key, payload, signature = _opened(envelope, trusted, certificate)
-    statement = _statement(payload, key)
+def _check_bundle(data: bytes, digest: str, wanted: Reference, rule: Cosign, trusted: Trusted) -> str:
+    bundle = _bundle(data)
+    message, payload, signatures = _opened(bundle.envelope)
+    certificates: list[Any] = [None] if bundle.certificates else []
+    if trusted.authorities is not None:
+        certificates = [one for each in bundle.certificates for one in keys.certificates(each, "its certificate")]
+    failure = TrustError("its envelope has no signature")
+    signer = ""
+    for signature in signatures:
+        proof = _Proof(hashlib.sha256(payload).hexdigest(), signature)
+        try:
+            signer = _signer(trusted, message, signature, certificates, partial(_one_logged, bundle, trusted, proof))
+            break
+        except TrustError as error:
+            failure = error
+    if not signer:
+        raise failure
+    statement = _statement(payload, signer)
     if statement.predicate_type != SIGNS:
         raise TrustError(f"it is an attestation ({statement.predicate_type}), and no signature")
     if digest not in statement.subjects:
         raise TrustError(f"it is a signature of {', '.join(statement.subjects) or 'nothing'}")
     check_identity(statement.names[0] if statement.names else "", wanted, digest, rule.identity)
     _check_annotations(statement.annotations, rule.annotations)
-    if logs:
-        failure = TrustError("it comes without an entry of a transparency log, which rekor-keys ask for")
-        for entry in entries[:SIGNATURES_MAX]:
-            try:
-                _check_log(_as_promised(entry), logs, _Proof(hashlib.sha256(payload).hexdigest(), signature))
-                break
-            except TrustError as error:
-                failure = error
-        else:
-            raise failure
-    return key
+    return signer
+
+
+def _one_logged(bundle: _Bundle, trusted: Trusted, proof: _Proof) -> _Logged:
+    """The first entry of the bundle that is good."""
+    failure = TrustError("it comes without an entry of a transparency log, which rekor-keys ask for")
+    for entry in bundle.entries[:SIGNATURES_MAX]:
+        try:
+            return _check_log(_as_promised(entry), trusted.logs, proof)
+        except TrustError as error:
+            failure = error
+    raise failure
 
 
 # -- transparency logs -------------------------------------------------------------------------------------
@@ -305,7 +383,7 @@ def _as_promised(entry: Any) -> dict[str, Any]:
     return {"SignedEntryTimestamp": promise.get("signedEntryTimestamp"), "Payload": payload}
 
 
-def _check_log(entry: dict[str, Any], logs: Sequence[Key], proof: _Proof) -> None:
+def _check_log(entry: dict[str, Any], logs: Sequence[Key], proof: _Proof) -> _Logged:
     """That a log has promised the entry, and that it is of this signature. Raises TrustError."""
     promise = _decoded(_member(entry, "SignedEntryTimestamp", str, "the log's entry"), "the log's promise")
     payload = _member(entry, "Payload", dict, "the log's entry")
@@ -321,18 +399,26 @@ def _check_log(entry: dict[str, Any], logs: Sequence[Key], proof: _Proof) -> Non
         raise TrustError(f"its log entry is promised by none of the logs {', '.join(key.file for key in logs)}")
     body = _object(_decoded(signed["body"], "the log's entry"), "the log's entry")
     spec = _member(body, "spec", dict, "the log's entry")
-    if proof not in _entered(body.get("kind"), spec):
+    verifiers = [verifier for entered, verifier in _entered(body.get("kind"), spec) if entered == proof]
+    if not verifiers:
         raise TrustError("its log entry is of another signature")
+    found = [keys.der(one) for each in verifiers if b"CERTIFICATE" in each for one in keys.certificates(each, "it")]
+    return _Logged(float(signed["integratedTime"]), found)
 
 
-def _entered(kind: Any, spec: dict[str, Any]) -> list[_Proof]:
-    """What an entry of a log is of, by its kind."""
+def _entered(kind: Any, spec: dict[str, Any]) -> list[tuple[_Proof, bytes]]:
+    """What an entry of a log is of, by its kind: each with the key or the certificate, in PEM, that it names."""
     try:
         if kind == "hashedrekord" and spec["data"]["hash"]["algorithm"] == "sha256":
-            return [_Proof(spec["data"]["hash"]["value"], _decoded(spec["signature"]["content"], "it"))]
+            signature = spec["signature"]
+            proof = _Proof(spec["data"]["hash"]["value"], _decoded(signature["content"], "it"))
+            return [(proof, _decoded(signature["publicKey"]["content"], "it"))]
         if kind == "dsse" and spec["payloadHash"]["algorithm"] == "sha256":
             digest = spec["payloadHash"]["value"]
-            return [_Proof(digest, _decoded(each["signature"], "it")) for each in spec["signatures"]]
+            return [
+                (_Proof(digest, _decoded(each["signature"], "it")), _decoded(str(each.get("verifier") or ""), "it"))
+                for each in spec["signatures"]
+            ]
     except (KeyError, TypeError, AttributeError):
         raise TrustError("its log entry is not complete") from None
     raise TrustError(f"its log entry is a {kind!r}, which cannot be compared with a signature of an image")

@@ -233,6 +233,14 @@ def extension(certificate: Any, kind: str) -> tuple[Any, bool] | None:
     return found.value, found.critical
 
 
+def extensions(certificate: Any) -> list[Any]:
+    """All extensions of a certificate, those that the library has no name for as bytes. Raises TrustError."""
+    try:
+        return list(certificate.extensions)
+    except ValueError as error:
+        raise TrustError(f"a certificate's extensions cannot be read: {error}") from None
+
+
 def check_chain(chain: Sequence[Any], leaf_check: Callable[[Any], None]) -> None:
     """That each certificate is issued by the next, and the last by itself (signature-specification, "Certificate
     Requirements"). Raises TrustError."""
@@ -240,7 +248,7 @@ def check_chain(chain: Sequence[Any], leaf_check: Callable[[Any], None]) -> None
         raise TrustError("there is no certificate in it")
     leaf_check(chain[0])
     for number, certificate in enumerate(chain[1:], 1):
-        _check_authority(certificate, number)
+        check_authority(certificate, number)
     for certificate, issuer in zip(chain, [*chain[1:], chain[-1]]):
         if not issued(issuer, certificate):
             raise TrustError(
@@ -249,7 +257,8 @@ def check_chain(chain: Sequence[Any], leaf_check: Callable[[Any], None]) -> None
             )
 
 
-def _check_authority(certificate: Any, below: int) -> None:
+def check_authority(certificate: Any, below: int) -> None:
+    """That a certificate may issue others, with so many of them below it in the chain. Raises TrustError."""
     name = certificate.subject.rfc4514_string()
     basic = extension(certificate, "BasicConstraints")
     if basic is None or not basic[1] or not basic[0].ca:

@@ -106,6 +106,20 @@ REQUIREMENTS = (
                 [],
                 "files with public keys of transparency logs: one of them must have signed the entry that comes along",
             ),
+            Key(
+                "fulcio",
+                section(
+                    Key("roots", list_of(path), [], "files with the authorities' certificates, in PEM"),
+                    Key(
+                        "identities",
+                        map_of(list_of(text)),
+                        {},
+                        "by the address of who knows them, the signers: mail addresses or URIs",
+                    ),
+                ),
+                {},
+                "signatures by certificates, which need rekor-keys",
+            ),
         ),
         {},
         "a signature of cosign's",
@@ -144,6 +158,13 @@ KEYS = (
 )
 
 
+class Fulcio(NamedTuple):
+    """Signers by certificates: files with roots, and by issuer their subjects."""
+
+    roots: tuple[str, ...]
+    identities: Mapping[str, tuple[str, ...]]
+
+
 class Cosign(NamedTuple):
     """`place` is the line of the policy, for errors; so in the others."""
 
@@ -152,6 +173,7 @@ class Cosign(NamedTuple):
     identity: str
     annotations: Mapping[str, str]
     rekor_keys: tuple[str, ...]
+    fulcio: Fulcio | None = None
 
 
 class Notation(NamedTuple):
@@ -251,14 +273,25 @@ def _rule(settings: Settings, full: str, found: dict[str, Any], scope: str, stor
         where(),
         scope,
         SIGNED,
-        _cosign(where("cosign"), found["cosign"]) if "cosign" in sections else None,
+        _cosign(where("cosign"), found["cosign"], given("cosign.fulcio")) if "cosign" in sections else None,
         _notation(where("notation"), found["notation"], store) if "notation" in sections else None,
         _attestations(where, found["attestations"]) if "attestations" in sections else (),
     )
 
 
-def _cosign(place: str, values: dict[str, Any]) -> Cosign:
-    if not values["keys"]:
+def _cosign(place: str, values: dict[str, Any], by_certificates: bool) -> Cosign:
+    fulcio = None
+    if by_certificates:
+        for name in ("roots", "identities"):
+            if not values["fulcio"][name]:
+                raise ConfigError(f"{place}.fulcio: {name} are missing")
+        if not values["rekor-keys"]:
+            raise ConfigError(
+                f"{place}: rekor-keys are missing: a certificate is good for minutes, and a log says when it was used"
+            )
+        identities = {issuer: tuple(names) for issuer, names in values["fulcio"]["identities"].items()}
+        fulcio = Fulcio(tuple(values["fulcio"]["roots"]), identities)
+    elif not values["keys"]:
         raise ConfigError(f"{place}: keys are missing; name files with public keys, such as /etc/teu/keys/team.pub")
     return Cosign(
         place,
@@ -266,6 +299,7 @@ def _cosign(place: str, values: dict[str, Any]) -> Cosign:
         values["identity"],
         dict(values["annotations"]),
         tuple(values["rekor-keys"]),
+        fulcio,
     )
 
 

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from teu.config import ConfigError
 from teu.oci.distribution import Aborted, RegistryError
-from teu.trust import attached, cosign, keys, notation
+from teu.trust import attached, cosign, keyless, keys, notation
 from teu.trust.attached import ATTESTATION, BUNDLE, COSIGN, NOTATION
 from teu.trust.errors import Refused, TrustError
-from teu.trust.policy import ANYTHING, AUTHENTICITY, LOG, REJECT, Rule, read
+from teu.trust.policy import ANYTHING, AUTHENTICITY, LOG, REJECT, Cosign, Rule, read
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -43,8 +43,7 @@ class Judge:
         """`now`: seconds since 1970, for tests. Raises TrustError for a key that cannot be used."""
         self.rule = rule
         self._now = now
-        self._keys = [keys.load(file) for file in rule.cosign.keys] if rule.cosign else []
-        self._logs = [keys.load(file) for file in rule.cosign.rekor_keys] if rule.cosign else []
+        self._signers = _trusted(rule.cosign) if rule.cosign else cosign.Trusted(())
         self._stores = notation.Stores(rule.notation) if rule.notation else None
         self._attesters = {each.place: [keys.load(file) for file in each.keys] for each in rule.attestations}
 
@@ -71,8 +70,8 @@ class Judge:
         if rule.cosign and one.kind in (COSIGN, BUNDLE):
             place = rule.cosign.place
             try:
-                key = cosign.check(one, data, target["digest"], wanted, rule.cosign, self._keys, self._logs)
-                met, by = [place], [key.file]
+                signer = cosign.check(one, data, target["digest"], wanted, rule.cosign, self._signers)
+                met, by = [place], [signer]
             except Exception as error:
                 why.append((place, _words(error)))
         if rule.notation and self._stores and one.kind == NOTATION:
@@ -88,10 +87,19 @@ class Judge:
                 if statement.predicate_type != each.predicate:
                     raise TrustError(f"it is an attestation of the type {statement.predicate_type}")
                 met.append(each.place)
-                by.append(statement.key.file)
+                by.append(statement.signer)
             except Exception as error:
                 why.append((each.place, _words(error)))
         return Found(tuple(met), ", ".join(dict.fromkeys(by)), notes, tuple(why))
+
+
+def _trusted(rule: Cosign) -> cosign.Trusted:
+    """Raises TrustError for a key or a certificate that cannot be used."""
+    return cosign.Trusted(
+        [keys.load(file) for file in rule.keys],
+        [keys.load(file) for file in rule.rekor_keys],
+        keyless.Authorities(rule.fulcio) if rule.fulcio else None,
+    )
 
 
 def _words(error: Exception) -> str:

@@ -36,12 +36,11 @@ def attached(layer: Any, kind: str = COSIGN) -> Attached:
     return Attached(kind, "sha256-x.sig", "", {"mediaType": "", "digest": OTHER, "size": 1}, layer)
 
 
-def check(layer: tuple[Any, bytes], private: Any, changes: Any = None, logs: Any = (), image: Any = IMAGE) -> keys.Key:
+def check(layer: tuple[Any, bytes], private: Any, changes: Any = None, logs: Any = (), image: Any = IMAGE) -> str:
     descriptor, data = layer
     kind = BUNDLE if descriptor["mediaType"] == made.BUNDLE else COSIGN
-    return cosign.check(
-        attached(descriptor, kind), data, DIGEST, image, rule(**(changes or {})), trusted(private), logs
-    )
+    signers = cosign.Trusted(trusted(private), logs)
+    return cosign.check(attached(descriptor, kind), data, DIGEST, image, rule(**(changes or {})), signers)
 
 
 def refused(layer: tuple[Any, bytes], private: Any, **more: Any) -> str:
@@ -54,7 +53,7 @@ def refused(layer: tuple[Any, bytes], private: Any, **more: Any) -> str:
 def test_keys_of_every_kind(kind: str) -> None:
     key, other = made.new_key(kind), made.new_key(kind)
     data = made.payload(DIGEST, NAME)
-    assert check(made.simple_layer(key, data), key).file == "/k/0.pub"
+    assert check(made.simple_layer(key, data), key) == "/k/0.pub"
     assert refused(made.simple_layer(other, data), key) == "it is by none of the keys /k/0.pub"
     assert check(made.layer(made.BUNDLE, made.bundle(key, made.statement(DIGEST, cosign.SIGNS, NAME))), key)
 
@@ -75,8 +74,8 @@ def test_a_changed_payload_is_nobodys() -> None:
 def test_the_second_key_will_do() -> None:
     one, two = made.new_key(), made.new_key("ed25519")
     descriptor, data = made.simple_layer(two, made.payload(DIGEST, NAME))
-    found = cosign.check(attached(descriptor), data, DIGEST, IMAGE, rule(), trusted(one, two), [])
-    assert found.file == "/k/1.pub"
+    signers = cosign.Trusted(trusted(one, two))
+    assert cosign.check(attached(descriptor), data, DIGEST, IMAGE, rule(), signers) == "/k/1.pub"
 
 
 @pytest.mark.parametrize(
@@ -261,7 +260,7 @@ def test_attestations() -> None:
         made.layer(made.BUNDLE, made.bundle(key, data)),
     ):
         found = attestation(layer, made.new_key(), key)
-        assert (found.predicate_type, found.key.file) == (type_, "/k/1.pub")
+        assert (found.predicate_type, found.signer) == (type_, "/k/1.pub")
         assert cosign.unverified_type(layer[1]) == type_
         with pytest.raises(TrustError, match="none of the keys"):
             attestation(layer, made.new_key())
