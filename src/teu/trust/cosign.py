@@ -23,7 +23,7 @@ from teu.oci import jsontext
 from teu.trust import keys
 from teu.trust.attached import BUNDLE, BUNDLE_ARTIFACT, DSSE, SIMPLE_SIGNING
 from teu.trust.errors import TrustError
-from teu.trust.policy import signed_reference, within
+from teu.trust.policy import known_as, signed_reference, within
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -197,7 +197,7 @@ def check_identity(named: str, wanted: Reference, digest: str, identity: str) ->
         if not within(signed, identity):
             raise TrustError(f"it is for {signed}, which is not within {identity}")
         return
-    if signed.name != wanted.name:
+    if signed.name != wanted._replace(domain=known_as(wanted.domain)).name:
         raise TrustError(f"it is for {signed.name}")
     # A signature for one tag is none for another; cosign's name none.
     if wanted.tag and not wanted.digest and signed.tag and signed.tag != wanted.tag:

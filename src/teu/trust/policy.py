@@ -220,7 +220,12 @@ class Policy:
                     f"{settings.where(f'scopes.{scope}')}: scopes.{scope}: is no scope; give registry.example,"
                     " registry.example/team/app:1, docker.io/library or *.example.com"
                 )
-            self._scopes[scope] = _rule(settings, f"scopes.{scope}", found, scope, store)
+            host, slash, rest = scope.partition("/")
+            if (name := f"{known_as(host)}{slash}{rest}") in self._scopes:
+                raise ConfigError(
+                    f"{settings.where(f'scopes.{scope}')}: scopes.{scope}: is {name}, which is there; remove one"
+                )
+            self._scopes[name] = _rule(settings, f"scopes.{scope}", found, scope, store)
 
     @property
     def rules(self) -> list[Rule]:
@@ -235,8 +240,19 @@ class Policy:
         return self._default
 
 
+def known_as(domain: str) -> str:
+    """The one name of a registry that has several: nobody gets around a scope by writing it in capitals, with the port
+    that it has anyway, or by docker.io's other names."""
+    domain = domain.lower().removesuffix(":443")
+    return DEFAULT_DOMAIN if domain in OF_DOCKER else domain
+
+
+OF_DOCKER = ("index.docker.io", "registry-1.docker.io")
+
+
 def scopes_of(wanted: Reference) -> Iterator[str]:
     """The scopes that a reference is in, the narrowest first."""
+    wanted = wanted._replace(domain=known_as(wanted.domain))
     if wanted.digest:
         yield f"{wanted.name}@{wanted.digest}"
     if wanted.tag:
@@ -350,12 +366,11 @@ def read(file: str) -> Policy:
 
 def within(wanted: Reference, scope: str) -> bool:
     """Whether a reference is in a scope."""
-    return scope in scopes_of(wanted)
+    host, slash, rest = scope.partition("/")
+    return f"{known_as(host)}{slash}{rest}" in scopes_of(wanted)
 
 
 def signed_reference(text: str) -> Reference:
-    """The name that a signature gives. index.docker.io is docker.io. Raises ValueError."""
-    host, slash, rest = text.partition("/")
-    if slash and host in ("index.docker.io", "registry-1.docker.io"):
-        text = f"{DEFAULT_DOMAIN}/{rest}"
-    return parse(text)
+    """The name that a signature gives, its registry as `known_as`. Raises ValueError."""
+    found = parse(text)
+    return found._replace(domain=known_as(found.domain))

@@ -102,7 +102,7 @@ def test_what_is_signed_has_to_be_this(data: bytes, says: str) -> None:
     assert says in refused(made.simple_layer(key, data), key)
 
 
-@pytest.mark.parametrize("good", [NAME, f"{NAME}:1", f"{NAME}@{DIGEST}"])
+@pytest.mark.parametrize("good", [NAME, f"{NAME}:1", f"{NAME}@{DIGEST}", "Registry.example:443/team/app"])
 def test_names_that_fit(good: str) -> None:
     key = made.new_key()
     assert check(made.simple_layer(key, made.payload(DIGEST, good)), key)

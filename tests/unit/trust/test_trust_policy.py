@@ -55,6 +55,13 @@ def file(tmp_path: Path) -> Path:
         ("a.b.example.org:80/x", "*.example.org"),
         ("example.org/x", ""),
         ("notexample.org/x", ""),
+        # Other ways to write the name of a registry are no way around its scope.
+        ("REGISTRY.Example/team/app:1", "registry.example/team/app"),
+        ("registry.example:443/team/app:1", "registry.example/team/app"),
+        ("registry.example:4443/team/app:1", ""),
+        ("registry-1.docker.io/library/alpine:3", "docker.io/library/alpine:3"),
+        ("index.docker.io/library/alpine:3", "docker.io/library/alpine:3"),
+        ("A.B.Example.ORG/x", "*.example.org"),
     ],
 )
 def test_the_narrowest_scope_decides(file: Path, image: str, scope: str) -> None:
@@ -116,6 +123,10 @@ def test_drop_ins_add_scopes(file: Path) -> None:
         ("default: {attestations: {x: {}}}\n", "default.attestations.x: keys are missing"),
         ("default: {require: reject}\nscopes: {Bad Name: {require: reject}}\n", ":2: scopes.Bad Name: is no scope"),
         ("default: {require: reject}\nscopes: {'*.x.org/y': {require: reject}}\n", "is no scope"),
+        (
+            "default: {require: reject}\nscopes:\n  x.org: {require: reject}\n  X.org:443: {require: reject}\n",
+            ":4: scopes.X.org:443: is x.org, which is there",
+        ),
         ("default: {require: reject}\nscopes: {x: {requires: reject}}\n", "did you mean require?"),
     ],
 )
