@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+from urllib.parse import parse_qsl
 
 OCI_INDEX = "application/vnd.oci.image.index.v1+json"
 OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
@@ -74,6 +75,7 @@ class ScriptedRegistry:
     no_ranges               answer Range requests with everything
     head                    the status that every HEAD of a manifest gets
     referrers               whether it knows which manifests refer to another one
+    writable                whether it takes blobs and manifests
     """
 
     def __init__(self) -> None:
@@ -89,6 +91,7 @@ class ScriptedRegistry:
         self.no_ranges = False
         self.head = 0
         self.referrers = False
+        self.writable = False
         self.hook: Callable[[str, str], None] | None = None
         self.requests: list[tuple[str, str, dict[str, str]]] = []
         registry = self
@@ -107,8 +110,13 @@ class ScriptedRegistry:
 
             def do_POST(self) -> None:
                 """A token server of before OAuth 2: clients ask again with GET."""
-                self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                data = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                if registry.writable:
+                    registry._take(self, data)
+                    return
                 registry._error(self, 405, "UNSUPPORTED", "no POST")
+
+            do_PUT = do_POST
 
         class Server(ThreadingHTTPServer):
             def handle_error(self, *_: Any) -> None:
@@ -223,6 +231,21 @@ class ScriptedRegistry:
             self._send(handler, 200, encode(self._referrers("/".join(parts[1:-2]), parts[-1])), OCI_INDEX)
         else:
             self._error(handler, 404, "NAME_UNKNOWN", "repository name not known to registry")
+
+    def _take(self, handler: BaseHTTPRequestHandler, data: bytes) -> None:
+        path, _, query = handler.path.partition("?")
+        self.requests.append((handler.command, handler.path, {}))
+        parts, asked = path.strip("/").split("/"), dict(parse_qsl(query))
+        headers = {"Location": f"{path}1"}
+        if parts[-2] == "manifests":
+            repository, kind = "/".join(parts[1:-2]), str(handler.headers["Content-Type"])
+            self.manifests[repository, digest_of(data)] = self.manifests[repository, parts[-1]] = kind, data
+            self._send(handler, 201, b"", kind)
+        elif handler.command == "PUT":
+            self.blobs[asked["digest"]] = data
+            self._send(handler, 201, b"", "")
+        else:  # an upload begins, or a blob is mounted
+            self._send(handler, 201 if asked.get("mount") in self.blobs else 202, b"", "", headers)
 
     def _referrers(self, repository: str, digest: str) -> Any:
         entries = []

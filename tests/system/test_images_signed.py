@@ -187,6 +187,25 @@ def test_the_notary_projects(shop: Shop, tmp_path: Path) -> None:
     assert shop.pulled() == shop.index["digest"]
 
 
+def test_signatures_travel(shop: Shop) -> None:
+    """To another repository, with the image: there they are for the name of the first one."""
+    digest, copy = shop.index["digest"], f"{shop.address}/copy:1"
+    shop.sign(shop.index)
+    signs = made.bundle(shop.key, made.statement(digest, "https://sigstore.dev/cosign/sign/v1"))
+    shop.attach([made.layer(made.BUNDLE, signs)], shop.index, kind=made.BUNDLE)
+    teu("pull", "--platform", "all", f"{shop.repository}:1")
+    teu("tag", f"{shop.repository}:1", copy)
+    teu("push", copy)
+    teu("rmi", "-f", copy, f"{shop.repository}:1")
+    assert len(out("teu", "image", "signatures", "--copy-to", copy, f"{shop.repository}:1").splitlines()) == 2
+    command = ("--key", str(shop.pub), "--format", "{{.Kind}} {{.Verified}}", copy)
+    assert out("teu", "image", "signatures", *command).splitlines() == ["signature yes", "signature yes"]
+    shop.by_key()
+    assert f"it is for {shop.repository}" in shop.refused("pull", copy)
+    shop.by_key(more=f", identity: {shop.repository}")
+    teu("pull", copy)
+
+
 def test_a_policy_with_a_mistake_lets_nothing_in(shop: Shop) -> None:
     POLICY.write_text("default: nothing\n")
     assert f"the policy for images has a mistake: {POLICY}:1: default: is not a mapping" in shop.refused()

@@ -154,3 +154,58 @@ def test_nothing_is_there(server: ScriptedRegistry, teu: Callable[..., str], mon
     monkeypatch.setattr("teu.trust.files.FILE", "/nowhere/policy.yaml")
     with pytest.raises(CommandError, match="--verify needs a policy"):
         teu("--verify", f"{server.address}/app:1")
+
+
+# -- copies --------------------------------------------------------------------------------------------------
+
+
+def push(server: ScriptedRegistry, to: ScriptedRegistry, *digests: str) -> None:
+    """The image alone."""
+    for digest in digests:
+        kind, data = server.manifests["app", digest]
+        to.manifests["far", digest] = kind, data
+        if kind == made.OCI_INDEX:
+            to.manifests["far", "1"] = kind, data
+
+
+@pytest.mark.parametrize("lists", [True, False])
+def test_all_of_it_travels(server: ScriptedRegistry, teu: Callable[..., str], lists: bool, tmp_path: Path) -> None:
+    key = made.new_key()
+    image = offer(server, key)
+    (tmp_path / "k.pub").write_bytes(made.public_pem(key))
+    amd = image["amd"]["digest"]
+    attach(server, f"{amd.replace(':', '-')}.sig", [made.simple_layer(key, made.payload(amd, image["name"]))])
+    with ScriptedRegistry() as far:
+        far.writable, far.referrers = True, lists
+        name = f"{far.address}/far:1"
+        with pytest.raises(CommandError, match="push the image first"):
+            teu("--copy-to", name, f"{image['name']}:1")
+        push(server, far, image["index"]["digest"], amd)
+        lines = teu("--copy-to", name, f"{image['name']}:1").splitlines()
+        assert len(lines) == 6 and all(line.endswith(f" to {far.address}/far") for line in lines)
+        assert f"Copied {amd.replace(':', '-')}.sig to {far.address}/far" in lines
+        kept = {reference for place, reference in far.manifests if place == "far"}
+        assert (image["index"]["digest"].replace(":", "-") in kept) is not lists
+        attached_there = json.loads(far.manifests["far", "1"][1])["manifests"]
+        far.manifests["far", attached_there[2]["digest"]] = server.manifests["app", attached_there[2]["digest"]]
+        command = ("--format", "{{.Kind}} {{.Format}} {{.Type}} {{.Verified}}", "--key", f"{tmp_path}/k.pub")
+        assert sorted(teu(*command, name).splitlines()) == sorted(teu(*command, f"{image['name']}:1").splitlines())
+        # Once more is nothing.
+        assert teu("--copy-to", name, f"{image['name']}:1") == ""
+        tag = image["index"]["digest"].replace(":", "-") + ".sig"
+        far.manifests["far", tag] = far.manifests["far", f"{amd.replace(':', '-')}.sig"]
+        with pytest.raises(CommandError, match="is there, and another one: it is not replaced"):
+            teu("--copy-to", name, f"{image['name']}:1")
+
+
+def test_blobs_are_mounted_within_a_registry(server: ScriptedRegistry, teu: Callable[..., str]) -> None:
+    image = offer(server, made.new_key())
+    server.writable = True
+    push(server, server, image["index"]["digest"])
+    assert len(teu("--copy-to", f"{server.address}/far:1", f"{image['name']}:1").splitlines()) == 5
+    assert not [path for method, path, _ in server.requests if method == "PUT" and "/blobs/" in path]
+
+
+def test_a_copy_is_not_a_list(teu: Callable[..., str]) -> None:
+    with pytest.raises(CommandError, match="leave out --key"):
+        teu("--copy-to", "127.0.0.1:1/x", "--key", "/k", "127.0.0.1:1/app")
