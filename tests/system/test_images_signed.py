@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import crihouse
 import images
 import peers
 import pytest
@@ -29,7 +30,7 @@ NO_SERVICES = {
     "rekorTlogConfig": {},
     "tsaConfig": {},
 }
-pytestmark = pytest.mark.needs("docker-registry", "fast")
+pytestmark = [pytest.mark.needs("docker-registry", "fast"), pytest.mark.timeout(300)]
 
 
 class Shop:
@@ -245,6 +246,20 @@ def test_clients_of_containerds_transfers(shop: Shop) -> None:
     shop.sign(shop.index)
     subprocess.run(command, check=True, capture_output=True)
     out("teu-ctr", "-n", "signed", "images", "rm", "--sync", name)
+
+
+def test_kubelet_is_told_why_a_pod_waits(shop: Shop, tmp_path: Path) -> None:
+    policy = tmp_path / "policy.yaml"
+    policy.write_text(f"default: {{cosign: {{keys: [{shop.pub}]}}}}\n")
+    with crihouse.ours(f"image-policy: {policy}\n") as client:
+        name = f"{shop.repository}:1"
+        code, text = client.refused("PullImage", image={"image": name})
+        assert code == "UNKNOWN" and text.startswith(
+            f"SignatureValidationFailed: {name} ({shop.index['digest']}) is refused by"
+        )
+        assert not client.call("ImageStatus", image={"image": name}).image.id
+        shop.sign(shop.index)
+        assert client.pull(name)
 
 
 # -- the real ones -------------------------------------------------------------------------------------------

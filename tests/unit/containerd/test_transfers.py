@@ -19,11 +19,13 @@ from containerd_parts import root_only
 from google.protobuf import any_pb2
 from system.scripted_registry import ScriptedRegistry, digest_of, tar
 
+from teu.api.cri.v1 import cri_pb2 as cri
 from teu.api.types import platform_pb2
 from teu.api.types.transfer import imagestore_pb2, importexport_pb2, progress_pb2, registry_pb2, streaming_pb2
-from teu.containerd.core.errors import Cancelled, DataLoss, FailedPrecondition, InvalidArgument, NotFound
+from teu.containerd.core.errors import Cancelled, DataLoss, FailedPrecondition, InvalidArgument, NotFound, Unknown
 from teu.containerd.core.events import pack
 from teu.containerd.core.streams import CLOSED, Stream
+from teu.containerd.cri import images as cri_images
 from teu.containerd.state import Context
 from teu.containerd.transfer import archives, registry
 from teu.containerd.transfer.job import Job, Parts, in_parallel
@@ -292,5 +294,21 @@ def test_the_policy_is_asked_before_anything_is_stored(context: Context, tmp_pat
             server.manifest("app", amd["digest"].replace(":", "-") + ".sig", made.OCI_MANIFEST, manifest)
             await transfers.pull(server, platforms=[AMD64])
         assert [image.name for image in context.images.find(NS)] == ["i"]
+
+    run(context, test)
+
+
+@root_only
+def test_kubelet_is_told_that_it_was_the_policy(context: Context, tmp_path: Path) -> None:
+    async def test(transfers: Transfers) -> None:
+        policy = tmp_path / "policy.yaml"
+        policy.write_text("default: {require: reject}\n")
+        parts = dataclasses.replace(transfers.parts, policy=str(policy))
+        images = cri_images.Images(parts, context.collector, "", [])
+        with ScriptedRegistry() as server:
+            server.image("app", "1", tar(("a", b"1")))
+            with pytest.raises(Unknown, match=r"^SignatureValidationFailed: .*/app:1 is refused by .*policy.yaml:1: "):
+                await images.pull(f"{server.address}/app:1", cri.AuthConfig())
+        assert not context.images.find("k8s.io")
 
     run(context, test)
