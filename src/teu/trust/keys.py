@@ -156,7 +156,7 @@ def certificates(data: bytes, name: str) -> list[Any]:
         if not parts:
             raise ValueError("there is none in it")
         return [x509.load_pem_x509_certificate(part) for part in parts]
-    except ValueError as error:
+    except (ValueError, KeyError, x509.InvalidVersion) as error:
         raise TrustError(f"{name} has no certificate that can be read: {error}") from None
 
 
@@ -168,7 +168,7 @@ def revocations(data: bytes, name: str) -> Any:
         if b"-----BEGIN" in data:
             return x509.load_pem_x509_crl(data)
         return x509.load_der_x509_crl(data)
-    except ValueError as error:
+    except (ValueError, KeyError, x509.InvalidVersion) as error:
         raise TrustError(f"{name} is no certificate revocation list: {error}") from None
 
 

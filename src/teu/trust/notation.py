@@ -162,12 +162,12 @@ def _opened(data: bytes) -> _Envelope:
     algorithm, scheme = header.get("alg"), header.get(f"{PREFIX}signingScheme")
     if header.get("cty") != PAYLOAD:
         raise TrustError(f"its payload is a {header.get('cty')!r}, not {PAYLOAD}")
-    if scheme not in SCHEMES:
+    if not isinstance(scheme, str) or scheme not in SCHEMES:
         raise TrustError(f"its signing scheme {scheme!r} is not known")
     critical = header.get("crit")
     if not isinstance(critical, list) or f"{PREFIX}signingScheme" not in critical:
         raise TrustError("its header does not say that the signing scheme is critical")
-    unknown = [str(name) for name in critical if name not in UNDERSTOOD or name not in header]
+    unknown = [name for name in map(str, critical) if name not in UNDERSTOOD or name not in header]
     if unknown:
         raise TrustError(
             f"it wants {', '.join(unknown)} to be understood, which is not: it needs a plugin of notation's"
@@ -182,7 +182,7 @@ def _opened(data: bytes) -> _Envelope:
     target = _object(_unpadded(payload), "its payload").get("targetArtifact")
     if not isinstance(target, dict):
         raise TrustError("its payload has no targetArtifact")
-    return _Envelope(header, target, chain, str(scheme))
+    return _Envelope(header, target, chain, scheme)
 
 
 def _object(data: bytes, what: str) -> dict[str, Any]:

@@ -225,6 +225,8 @@ def test_it_has_to_be_of_this_manifest(place: Place, signer: made.Certified, tar
         ({"alg": "ES384"}, "its algorithm is 'ES384'"),
         ({"cty": "text/plain"}, "its payload is a 'text/plain'"),
         ({made.PREFIX + "signingScheme": "other"}, "its signing scheme 'other' is not known"),
+        ({made.PREFIX + "signingScheme": ["notary.x509"]}, "is not known"),
+        ({"crit": [made.PREFIX + "signingScheme", ["x"]]}, "it needs a plugin"),
         ({"crit": None}, "does not say that the signing scheme is critical"),
         ({"crit": []}, "does not say that the signing scheme is critical"),
         (
