@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import crihouse
+import grpc
 import images
 import peers
 import pytest
@@ -20,6 +21,8 @@ import whole
 from scripted_registry import ScriptedRegistry
 from whole import out, teu
 
+from teu.api.services.transfer.v1 import transfer_pb2, transfer_pb2_grpc
+from teu.api.types.transfer import imagestore_pb2, registry_pb2
 from teu.oci.distribution import Registry
 
 POLICY = Path("/etc/teu/policy.yaml")
@@ -237,14 +240,24 @@ def test_a_build_begins_with_nothing_that_is_refused(shop: Shop, tmp_path: Path)
 
 
 def test_clients_of_containerds_transfers(shop: Shop) -> None:
+    """As the ctr of containerd 2 pulls. Those that fetch blobs themselves, as teu-ctr does, ask no policy."""
     shop.by_key()
     name = f"{shop.repository}:1"
-    command = ["teu-ctr", "-n", "signed", "images", "pull", "--plain-http", name]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode and f"is refused by {POLICY}:4: scopes.{shop.address}.cosign: " in done.stderr, done.stderr
-    assert name not in out("teu-ctr", "-n", "signed", "images", "ls", "-q")
-    shop.sign(shop.index)
-    subprocess.run(command, check=True, capture_output=True)
+    source = registry_pb2.OCIRegistry(reference=name)
+    source.resolver.default_scheme = "http"
+    request = transfer_pb2.TransferRequest()
+    for member, value in ((request.source, source), (request.destination, imagestore_pb2.ImageStore(name=name))):
+        member.type_url, member.value = value.DESCRIPTOR.full_name, value.SerializeToString()
+    metadata = [("containerd-namespace", "signed")]
+    with grpc.insecure_channel("unix:/run/teu/containerd.sock") as channel:
+        transfer = transfer_pb2_grpc.TransferStub(channel).Transfer
+        with pytest.raises(grpc.RpcError) as caught:
+            transfer(request, metadata=metadata, timeout=100)
+        assert caught.value.code() is grpc.StatusCode.PERMISSION_DENIED
+        assert f"is refused by {POLICY}:4: scopes.{shop.address}.cosign: " in caught.value.details()
+        assert not out("teu-ctr", "-n", "signed", "images", "ls", "-q")
+        shop.sign(shop.index)
+        transfer(request, metadata=metadata, timeout=100)
     out("teu-ctr", "-n", "signed", "images", "rm", "--sync", name)
 
 
