@@ -345,7 +345,7 @@ def test_signatures_of_the_real_notation(shop: Shop, tmp_path: Path, form: str, 
         assert "an envelope of COSE" in shop.refused()
 
 
-@pytest.mark.needs("skopeo", "trixie")
+@pytest.mark.needs("skopeo", "trixie")  # Debian 12 has taken these signatures out of its skopeo
 def test_skopeo_comes_to_the_same_verdict(shop: Shop, tmp_path: Path) -> None:
     """By containers-policy.json(5), whose requirement sigstoreSigned is the same: key, digest, repository."""
     (tmp_path / "registries.d").mkdir()
