@@ -2,7 +2,8 @@
 """`teu` on Debian's dockerd: the swap row, and the proof that teu says what docker says.
 
 Each case runs with docker and with teu on the same daemon; output, errors and exit code must be equal (but for
-the program's name, and what differs by nature: IDs, times, the texts of help)."""
+the program's name, and what differs by nature: IDs, times, the texts of help). teu's words are those of docker 28;
+docker_words has what those of 26 are there."""
 
 from __future__ import annotations
 
@@ -13,6 +14,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import docker_words
 import peers
 import pytest
 
@@ -236,8 +238,7 @@ def test_the_same_as_docker(docker: peers.Dockerd, line: str) -> None:
 
     argv = shlex.split(line)
     theirs, ours = both(docker, argv)
-    # Docker's own client has brackets round addresses of IPv6 since version 28.
-    theirs = (re.sub(r":::(\d+->)", r"[::]:\1", theirs[0]), *theirs[1:])
+    theirs = (docker_words.of_client(theirs[0], argv), docker_words.of_client(theirs[1], argv), theirs[2])
     if argv[0] == "images":  # docker lists the names of one image in any order
         theirs, ours = (("\n".join(sorted(r[0].split("\n"))), *r[1:]) for r in (theirs, ours))
     if line == "container nope-nope --help":

@@ -3,7 +3,8 @@
 
 Output, errors and exit code are the same but for what differs by nature: IDs, times, sizes on disk, the programs' names
 and folders. Flags, columns, exit codes and messages are those that docker's users know.
-test_cli_docker has both clients on dockerd; its lines are given to teud here, too."""
+test_cli_docker has both clients on dockerd; its lines are given to teud here, too. docker_words has what docker 26
+says otherwise than docker 28, whose words are ours."""
 
 from __future__ import annotations
 
@@ -15,6 +16,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
+import docker_words
 import peers
 import pytest
 import whole
@@ -384,8 +386,9 @@ def shown(line: str) -> str:
 
 def ask(base: list[str], lines: list[str], began: float) -> list[Answer]:
     """Each line's answer."""
-    # Debian's docker has this version of the API.
-    environment = {**os.environ, "DOCKER_CLI_HINTS": "false", "TEU_API_VERSION": "1.45"}
+    # That of Debian's docker.
+    version = ".".join(map(str, peers.docker_api()))
+    environment = {**os.environ, "DOCKER_CLI_HINTS": "false", "TEU_API_VERSION": version}
     result = []
     for line in lines:
         text = shown(line).replace("MOMENT", f"{began:.6f}")
@@ -402,19 +405,25 @@ def ask(base: list[str], lines: list[str], began: float) -> list[Answer]:
             env=environment,
             cwd="/tmp",
         )
-        result.append((normal(line, done.stdout), normal(line, done.stderr), done.returncode))
+        docker = base[0] == "docker"
+        result.append((normal(line, done.stdout, docker), normal(line, done.stderr, docker), done.returncode))
     return result
 
 
-def normal(line: str, text: str) -> str:
-    """Without what differs by nature."""
+def normal(line: str, text: str, docker: bool) -> str:
+    """Without what differs by nature; what `docker` said in the words of its newest version here."""
     text = re.sub(r"\b(docker|teu)(?=[: ]|$)", "PROGRAM", re.sub(r"[0-9a-f]{12,64}", "ID", text))
+    if docker:
+        text = docker_words.newest(text, shlex.split(line))
     text = re.sub(r"\b2808", "1808", text)
     text = re.sub(r"\b\d+(\.\d+)?[kM]?B\b", "SIZE", text)
     text = re.sub(r"20\d\d-\d\d-\d\d[T ][0-9:.]+(Z| \+0000 UTC)", "WHEN", text)
     # docker's proxy of published ports listens for IPv6, too.
-    text = re.sub(r", :::\d+->\d+/\w+|\S+ -> \[::\]:\d+\n|(?m:^\[::\]:\d+\n)", "", text)
+    text = re.sub(r", \[::\]:\d+->\d+/\w+|\S+ -> \[::\]:\d+\n|(?m:^\[::\]:\d+\n)", "", text)
     text = re.sub(r',\{"HostIp":"::","HostPort":"\d+"\}', "", text)
+    text = re.sub(r"Bind for (:::|0\.0\.0\.0:)", "Bind for ", text)
+    # Of docker's two stores of images it is the one with manifests, as ours is, that tells a container's platform.
+    text = re.sub(r'"Platform":\{[^}]*\}', '"Platform":null', text)
     text = re.sub(r"(endpoint )\w+_\w+( )", r"\1NAME\2", text)
     # runc's words vary from release to release; a status of gRPC is at their end.
     text = text.replace("error during container init: ", "").replace(": unknown.", ".").replace(": unknown\n", "\n")

@@ -207,6 +207,13 @@ class Cli:
         return 0
 
 
+def unknown(name: str, group: str) -> str:
+    """That there is no such command, of the program (group: "") or of one of its groups."""
+    group = f"{PROGRAM} {group}".rstrip()
+    usage = f"Usage:  {group}\n\n" if " " in group else ""
+    return f"{PROGRAM}: unknown command: {PROGRAM} {name}\n\n{usage}Run '{group} --help' for more information"
+
+
 def find(words: list[str]) -> tuple[str, str, int]:
     """The command at the start of `words`: (full name, name as called, number of words). The full name is "" where
     only a group is named. Raises CommandError for a word that is no command."""
@@ -226,11 +233,9 @@ def find(words: list[str]) -> tuple[str, str, int]:
             if name in commands.GROUPS:
                 return _find_inner(name, words)
             if not words[1].startswith("-"):
-                raise CommandError(
-                    f"{PROGRAM}: '{name}' is not a {PROGRAM} command.\nSee '{PROGRAM} {first} --help'", 1
-                )
+                raise CommandError(unknown(name, first), 1)
         return "", first, 1
-    raise CommandError(f"{PROGRAM}: '{first}' is not a {PROGRAM} command.\nSee '{PROGRAM} --help'", 1)
+    raise CommandError(unknown(first, ""), 1)
 
 
 def _find_inner(group: str, words: list[str]) -> tuple[str, str, int]:
@@ -241,7 +246,7 @@ def _find_inner(group: str, words: list[str]) -> tuple[str, str, int]:
         if full in commands.INDEX:
             return full, name, 3
         if not words[2].startswith("-"):
-            raise CommandError(f"{PROGRAM}: '{name}' is not a {PROGRAM} command.\nSee '{PROGRAM} {group} --help'", 1)
+            raise CommandError(unknown(name, group), 1)
     return "", group, 2
 
 

@@ -510,7 +510,9 @@ def gpu(value: str) -> dict[str, Any]:
             try:
                 request["Count"] = -1 if text == "all" else int(text)
             except ValueError:
-                raise ValueError(f'invalid count ({text}): value must be either "all" or an integer') from None
+                raise ValueError(
+                    f'invalid count ({text}): value must be either "all" or an integer: invalid syntax'
+                ) from None
         elif key == "device":
             request["DeviceIDs"] = text.split(",")
         elif key == "capabilities":
@@ -797,7 +799,7 @@ def add_end_of_life(options: Options, host: dict[str, Any]) -> None:
     """What becomes of the container after its end, and of its output."""
     host["RestartPolicy"] = restart_policy(options["restart"])
     if options["rm"] and host["RestartPolicy"]["Name"] not in ("", "no"):
-        raise ValueError("Conflicting options: --restart and --rm")
+        raise ValueError("conflicting options: cannot specify both --restart and --rm")
     host["AutoRemove"] = options["rm"]
     if options["log-driver"] == "none" and options["log-opt"]:
         raise ValueError("invalid logging opts for driver none")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import textwrap
 
 from teu.cli import commands
-from teu.cli.command import GLOBAL_FLAGS, PROGRAM, Cli, Command
+from teu.cli.command import GLOBAL_FLAGS, PROGRAM, Cli, Command, load
 from teu.cli.options import REPEATED, Flag, parse_table
 
 
@@ -24,6 +24,12 @@ def usage_line(called: str, command: Command) -> str:
     first, _, second = command.usage.partition(" | [OPTIONS] ")
     other = f"\n\t{PROGRAM} {called} [OPTIONS] {second}" if second else ""
     return f"Usage:  {PROGRAM} {called} {first}".rstrip() + other
+
+
+def mistake(called: str, text: str) -> str:
+    """An error of the command line: what is wrong, how the command is called, and where there is more of that."""
+    usage = usage_line(called, load(full_name(called)))
+    return f"{text}\n\n{usage}\n\nRun '{PROGRAM} {called} --help' for more information"
 
 
 def value_name(flag: Flag) -> str:

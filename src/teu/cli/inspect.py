@@ -19,6 +19,7 @@ PATHS = {
     "network": "/networks/{}",
     "volume": "/volumes/{}",
 }
+KINDS = ", ".join(f'"{kind}"' for kind in PATHS)
 UNKNOWN = {
     "container": "No such container",
     "image": "No such image",
@@ -100,9 +101,9 @@ def of_kind(kind: str) -> Callable[[Cli, Options, list[str]], int]:
 def inspect_any(cli: Cli, options: Options, operands: list[str]) -> int:
     kind = options["type"]
     if kind and kind not in PATHS:
-        raise CommandError(f'"{kind}" is not a valid value for --type')
+        raise CommandError(f'unknown type: "{kind}": must be one of {KINDS}')
     if "type" in options.changed and not kind:
-        raise CommandError('type is empty: must be one of "container", "image", "network" or "volume"')
+        raise CommandError(f"type is empty: must be one of {KINDS}")
 
     def find(name: str) -> tuple[str, Any]:
         if kind:

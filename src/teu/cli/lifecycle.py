@@ -93,7 +93,7 @@ def unpause(cli: Cli, options: Options, operands: list[str]) -> int:
 def remove(cli: Cli, options: Options, operands: list[str]) -> int:
     names = [name.strip("/") for name in operands]
     if "" in names:
-        raise CommandError("Container name cannot be empty")
+        raise CommandError("container name cannot be empty")
     query = {"v": options["volumes"], "link": options["link"], "force": options["force"]}
     return report_each(cli, names, at_once(cli, names, "DELETE", "/containers/{}", query), options["force"])
 

@@ -36,24 +36,22 @@ def check_operands(command: Command, called: str, count: int) -> None:
     if most == 0:
         need = "accepts no arguments"
     elif least == most:
-        need = f"requires exactly {least} argument{'' if least == 1 else 's'}"
+        need = f"requires {least} argument{'' if least == 1 else 's'}"
     elif count < least:
         need = f"requires at least {least} argument{'' if least == 1 else 's'}"
     elif least == 0:
         need = f"requires at most {most} argument{'' if most == 1 else 's'}"
     else:
         need = f"requires at least {least} and at most {most} arguments"
-    raise CommandError(
-        f"\"{PROGRAM} {called}\" {need}.\nSee '{PROGRAM} {called} --help'.\n\n"
-        f"{helptext.usage_line(called, command)}\n\n{helptext.summary(called)}"
-    )
+    raise CommandError(helptext.mistake(called, f"{PROGRAM}: '{PROGRAM} {called}' {need}"))
 
 
 def dispatch(argv: list[str]) -> int:
     try:
         options, words = parse(parse_table(GLOBAL_FLAGS), argv, interspersed=False)
     except Usage as error:
-        raise CommandError(f"{error}\nSee '{PROGRAM} --help'.", 125) from None
+        usage = f"Usage:  {PROGRAM} [OPTIONS] COMMAND [ARG...]\n\nRun '{PROGRAM} --help' for more information"
+        raise CommandError(f"{error}\n\n{usage}", 125) from None
     cli = Cli(options)
     if options["version"]:
         cli.print(f"Teu version {__version__}")
@@ -94,7 +92,9 @@ def dispatch(argv: list[str]) -> int:
     try:
         given, operands = parse(parse_table(command.table), words[used:], command.interspersed)
     except Usage as error:
-        raise CommandError(f"{error}\nSee '{PROGRAM} {called} --help'.", 125) from None
+        from teu.cli import helptext  # 6 ms, on the way to an error
+
+        raise CommandError(helptext.mistake(called, str(error)), 125) from None
     if given["help"] or options["help"]:
         from teu.cli import helptext  # 6 ms
 

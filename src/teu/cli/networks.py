@@ -167,6 +167,8 @@ def remove(cli: Cli, options: Options, operands: list[str]) -> int:
             status = 1
         else:
             cli.print(name)
+    if status:
+        cli.warn(f"exit status {status}")
     return status
 
 

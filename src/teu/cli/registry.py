@@ -254,21 +254,29 @@ def server_of(operands: list[str]) -> str:
     return server if server == DEFAULT_INDEX else host_of(server)
 
 
-def login(cli: Cli, options: Options, operands: list[str]) -> int:
-    user, password = options["username"], options["password"]
+def check_login(options: Options) -> None:
+    """Raises CommandError for flags of `login` that do not go together, and for an empty name or password."""
     if "password" in options.changed and options["password-stdin"]:
-        raise CommandError("--password and --password-stdin are mutually exclusive")
+        raise CommandError("conflicting options: cannot specify both --password and --password-stdin")
+    if options["password-stdin"] and "username" not in options.changed:
+        raise CommandError("the --password-stdin option requires --username to be set")
+    for name in ("username", "password"):
+        if name in options.changed and not options[name]:
+            raise CommandError(f"{name} is empty")
+
+
+def login(cli: Cli, options: Options, operands: list[str]) -> int:
+    check_login(options)
+    user, password = options["username"], options["password"]
     if password:
         cli.warn("WARNING! Using --password via the CLI is insecure. Use --password-stdin.")
     if options["password-stdin"]:
-        if not user:
-            raise CommandError("Must provide --username with --password-stdin")
         password = sys.stdin.read().rstrip("\r\n")
     server = server_of(operands)
     auth: dict[str, str] = {}
     saved = cli.config.auth(server) if not user and not password else {}
     if saved.get("username"):
-        cli.print("Authenticating with existing credentials...")
+        cli.warn(f"Authenticating with existing credentials... [Username: {saved['username']}]")
         auth = saved
     else:
         if not (user and password) and not os.isatty(0):

@@ -66,6 +66,9 @@ STRUCTURES = {
         Tty b OpenStdin b StdinOnce b Env []s Cmd []s Healthcheck *HealthConfig ArgsEscaped b Image s
         Volumes {}a WorkingDir s Entrypoint []s NetworkDisabled b MacAddress s OnBuild []s Labels {}s
         StopSignal s StopTimeout *i Shell []s""",
+    # Without what is empty, also in JSON: see `dressed`.
+    "ImageConfig": """User s ExposedPorts {}a Env []s Entrypoint []s Cmd []s Volumes {}a WorkingDir s Labels {}s
+        StopSignal s ArgsEscaped b Healthcheck *HealthConfig OnBuild []s Shell []s""",
     "HealthConfig": "Test []s Interval d Timeout d StartPeriod d StartInterval d Retries i",
     "NetworkSettings": """Bridge s SandboxID s SandboxKey s Ports {}[]PortBinding HairpinMode b
         LinkLocalIPv6Address s LinkLocalIPv6PrefixLen i SecondaryIPAddresses []Address
@@ -77,7 +80,7 @@ STRUCTURES = {
         GlobalIPv6PrefixLen i DNSNames []s""",
     "EndpointIPAM": "IPv4Address s IPv6Address s LinkLocalIPs []s",
     "image": """Id s RepoTags []s RepoDigests []s Parent s Comment s Created s DockerVersion s Author s
-        Config *Config Architecture s Variant s Os s OsVersion s Size i VirtualSize i GraphDriver GraphDriver
+        Config *ImageConfig Architecture s Variant s Os s OsVersion s Size i VirtualSize i GraphDriver GraphDriver
         RootFS RootFS Metadata Metadata""",
     "RootFS": "Type s Layers []s",
     "Metadata": "LastTagTime t",
@@ -210,4 +213,6 @@ def dressed(value: Any, kind: str) -> Any:
     words = STRUCTURES[kind].split()
     for name, field in zip(words[::2], words[1::2], strict=True):
         structure[name] = dressed((value or {}).get(name), field)
+    if kind == "ImageConfig" and value:
+        structure.raw = {name: value[name] for name in structure if value.get(name)}
     return structure

@@ -34,9 +34,9 @@ class Row:
         return column(self.value)
 
     def as_map(self) -> dict[str, Any]:
-        return {
-            name: self.columns[name](self.value) for name in sorted(self.columns) if name not in ("Label", "LabelMap")
-        }
+        names = (name for name in sorted(self.columns) if name not in ("Label", "LabelMap"))
+        values = ((name, self.columns[name](self.value)) for name in names)
+        return {name: getattr(value, "raw", value) for name, value in values}
 
 
 def align(lines: Iterable[str], least: int = MIN_WIDTH, padding: int = PADDING) -> str:

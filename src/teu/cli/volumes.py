@@ -83,7 +83,9 @@ def create(cli: Cli, options: Options, operands: list[str]) -> int:
     name = options["name"]
     if operands:
         if name:
-            raise CommandError("conflicting options: either specify --name or provide positional arg, not both")
+            raise CommandError(
+                "conflicting options: cannot specify a volume-name through both --name and as a positional arg"
+            )
         name = operands[0]
     body = {
         "Name": name,

@@ -52,7 +52,7 @@ def test_an_unknown_container_is_no_failure_of_rm_force(daemon: Any, teu: Callab
     told = "Error response from daemon: no such thing: /containers/a\n"
     assert teu("rm", "-f", "a") == (0, "", told)
     assert teu("rm", "a") == (1, "", told)
-    assert teu("rm", "/") == (1, "", "Container name cannot be empty\n")
+    assert teu("rm", "/") == (1, "", "container name cannot be empty\n")
 
 
 def test_commit_and_rename_say_what_failed(daemon: Any, teu: Callable[..., Any]) -> None:
@@ -143,7 +143,7 @@ def test_a_volume(daemon: Any, teu: Callable[..., Any]) -> None:
     daemon.on("POST", "/volumes/create", lambda request: {"Name": request.body["Name"]})
     assert teu("volume", "create", "-o", "type=tmpfs", "--label", "a", "v").out == "v\n"
     assert daemon.last.body == {"Name": "v", "Driver": "local", "DriverOpts": {"type": "tmpfs"}, "Labels": {"a": ""}}
-    assert "either specify --name" in teu("volume", "create", "--name", "x", "v").err
+    assert "a volume-name through both --name and" in teu("volume", "create", "--name", "x", "v").err
     daemon.on("POST", "/volumes/v/rename")
     assert teu("volume", "rename", "v", "w").code == 0
     assert daemon.last.query == {"name": "w"}
@@ -285,8 +285,9 @@ def test_login_and_logout(daemon: Any, teu: Callable[..., Any], tmp_path: Any) -
     done = teu("login", "-u", "me", "--password-stdin", "localhost:5000", stdin=b"word\n")
     assert (done.code, done.out) == (0, "Login Succeeded\n")
     assert daemon.last.body == {"username": "me", "password": "word", "serveraddress": "localhost:5000"}
-    assert teu("login", "localhost:5000").out.startswith("Authenticating with existing credentials...\n")
+    assert teu("login", "localhost:5000").err.startswith("Authenticating with existing credentials... [Username: me]\n")
     assert teu("logout", "localhost:5000").out == "Removing login credentials for localhost:5000\n"
     assert "localhost" not in (tmp_path / "config/config.json").read_text()
     assert "non TTY device" in teu("login", "localhost:5000").err
-    assert "Must provide --username" in teu("login", "--password-stdin").err
+    assert "requires --username to be set" in teu("login", "--password-stdin").err
+    assert teu("login", "-u", "me", "-p", "").err == "password is empty\n"

@@ -65,6 +65,14 @@ def test_what_the_daemon_leaves_out_has_gos_zero_value() -> None:
     assert found["State"].raw == {"Running": True}
 
 
+def test_an_images_configuration_has_no_empty_fields_in_json() -> None:
+    found = shapes.dressed({"Config": {"Cmd": ["sh"], "User": "", "Hostname": "", "Volumes": None}}, "image")
+    assert found["Config"].raw == {"Cmd": ["sh"]}
+    assert (found["Config"]["User"], found["Config"]["Volumes"]) == ("", {})
+    with pytest.raises(TemplateError, match="can't evaluate field Hostname"):
+        found["Config"].unknown("Hostname")
+
+
 def test_keys_of_ports_are_no_texts_and_maps_know_their_zero() -> None:
     ports = shapes.dressed({"80/tcp": [{"HostIp": "::", "HostPort": "1"}], "81/tcp": None}, "{}[]PortBinding")
     assert ports.key == "nat.Port" and ports["81/tcp"] == [] and ports.zero == []

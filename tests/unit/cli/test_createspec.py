@@ -252,7 +252,7 @@ def test_the_rest() -> None:
         ),
         (["--mount", "type=bind"], 'invalid argument "type=bind" for "--mount" flag: target is required'),
         (["-e", "=x"], 'invalid argument "=x" for "-e, --env" flag: invalid environment variable: =x'),
-        (["--rm", "--restart", "always"], "Conflicting options: --restart and --rm"),
+        (["--rm", "--restart", "always"], "conflicting options: cannot specify both --restart and --rm"),
         (["--pid", "x"], "--pid: invalid PID mode"),
         (["--ulimit", "x=1"], 'invalid argument "x=1" for "--ulimit" flag: invalid ulimit type: x'),
         (

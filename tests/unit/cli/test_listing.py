@@ -85,6 +85,7 @@ def test_filters_of_containers(daemon: Any, teu: Callable[..., Any]) -> None:
         ("{{.Networks}} {{.LocalVolumes}} {{.State}}", "bridge,n1 1 running"),
         ("{{.Size}}", "1.5kB (virtual 2MB)"),
         ('{{.Label "a"}}', "1"),
+        ("{{.Platform}} {{json .Platform}}", "<nil> null"),
         ("table {{.ID}}\\t{{.Image}}", "CONTAINER ID   IMAGE\n0123456789ab   busybox:1"),
     ],
 )
@@ -106,6 +107,15 @@ def test_json_of_containers_is_a_line_each(daemon: Any, teu: Callable[..., Any])
     daemon.on("GET", "/containers/json", [WEB, WEB])
     lines = teu("ps", "--format", "json").out.splitlines()
     assert len(lines) == 2 and json.loads(lines[0])["Names"] == "web"
+    assert json.loads(lines[0])["Platform"] is None
+
+
+def test_the_platform_of_a_container(daemon: Any, teu: Callable[..., Any]) -> None:
+    known = {"os": "linux", "architecture": "arm", "variant": "v7"}
+    daemon.on("GET", "/containers/json", [{**WEB, "ImageManifestDescriptor": {"platform": known}}])
+    assert teu("ps", "--format", "{{.Platform}}").out == "linux/arm/v7\n"
+    assert teu("ps", "--format", "table {{.Platform}}").out == "PLATFORM\nlinux/arm/v7\n"
+    assert json.loads(teu("ps", "--format", "json").out)["Platform"] == known
 
 
 def test_ports_processes_and_changes(daemon: Any, teu: Callable[..., Any]) -> None:

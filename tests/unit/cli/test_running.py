@@ -116,18 +116,24 @@ def test_why_a_container_did_not_start(
     made.started.set()
     daemon.on("POST", "/containers/c1/start", (status, message))
     done = teu("run", "busybox", "nope")
-    assert (done.code, done.err) == (code, f"teu: Error response from daemon: {message}.\n")
+    assert (done.code, done.err) == (
+        code,
+        f"teu: Error response from daemon: {message}\n\nRun 'teu run --help' for more information\n",
+    )
     assert teu("run", "-d", "busybox", "nope").code == code
 
 
 @pytest.mark.parametrize(
     ("argv", "told"),
     [
-        (["-d", "-a", "stdout"], "Conflicting options: -a and -d"),
+        (["-d", "-a", "stdout"], "conflicting options: cannot specify both --attach and --detach"),
         (["--pull", "x"], "invalid pull option: 'x': must be one of"),
         (["--detach-keys", "ctrl-1"], "invalid detach keys"),
-        (["-p", "x"], "Invalid containerPort: x.\nSee 'teu run --help'."),
-        (["--mount", "type=bind"], "target is required\nSee 'teu run --help'."),
+        (["-p", "x"], "Invalid containerPort: x\n\nRun 'teu run --help' for more information"),
+        (
+            ["--mount", "type=bind"],
+            "target is required\n\nUsage:  teu run [OPTIONS] IMAGE [COMMAND] [ARG...]\n\nRun 'teu run --help' for",
+        ),
         (["-it"], "the input device is not a TTY"),
     ],
 )

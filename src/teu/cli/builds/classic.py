@@ -44,7 +44,7 @@ def ignored_by(folder: str, dockerfile: str) -> Patterns:
         try:
             return Patterns(filter(None, (clean(line) for line in lines)))
         except BadPattern as error:
-            raise CommandError(f"error checking context: {error}") from None
+            raise CommandError(f"checking context: {error}") from None
     return Patterns(())
 
 
