@@ -106,6 +106,7 @@ def container(engine: Engine, tmp_path: Path, number: int, mode: str = "default"
         directory=str(directory),
         running=False,
         pid=0,
+        status=lambda: "running" if result.running else "created",
         config=Config(exposed_ports=exposed),
         host_config=HOST_CONFIG.read({"NetworkMode": mode, **more}),
         lock=threading.RLock(),

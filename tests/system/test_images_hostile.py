@@ -396,7 +396,7 @@ def test_mirrors(registry: ScriptedRegistry) -> None:
             whole.call("systemctl", "restart", "teud")
             known = images.api("GET", "/info")[1]["RegistryConfig"]
             assert known["Mirrors"] == [f"http://{registry.address}/", f"http://{second.address}/"]
-            assert known["InsecureRegistryCIDRs"] == ["127.0.0.0/8", "10.9.0.0/16"]
+            assert known["InsecureRegistryCIDRs"] == ["::1/128", "127.0.0.0/8", "10.9.0.0/16"]
             assert known["IndexConfigs"]["docker.io"]["Mirrors"] == known["Mirrors"]
             assert known["IndexConfigs"]["plain.example:5000"]["Secure"] is False
             found = images.api("GET", "/distribution/mirrored:1/json")[1]

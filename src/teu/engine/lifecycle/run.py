@@ -507,24 +507,25 @@ def reconcile(engine: Engine, container: Container) -> None:
 # -- remove --------------------------------------------------------------------------------------------
 
 
-def remove(engine: Engine, container: Container, force: bool = False, volumes: bool = False) -> None:
-    """volumes: the anonymous ones, too. --rm implies it."""
+def remove(engine: Engine, container: Container, force: bool = False, volumes: bool = False, asked: str = "") -> None:
+    """volumes: the anonymous ones, too. --rm implies it. asked: what the client calls the container."""
+    asked = asked or container.name
     if not force:
-        _must_not_run(container)
+        _must_not_run(container, asked)
     if container.removing and not container.auto_remove:
-        raise Conflict(f"removal of container {container.name} is already in progress")
+        raise Conflict(f"removal of container {asked} is already in progress")
     container.removing = True
     try:
         while not container.removed:
             if container.running:
-                _kill_for_removal(engine, container)
+                _kill_for_removal(engine, container, asked)
             with container.lock:
                 if container.removed:
                     return
                 if container.running:
                     # It was being started: the lock is free again now that it runs.
                     if not force:
-                        _must_not_run(container)
+                        _must_not_run(container, asked)
                     continue
                 cancel_restart(container)
                 _quietly(engine.endpoints.detach, container)
@@ -572,21 +573,18 @@ def _remove_from_containerd(engine: Engine, container: Container) -> None:
         snapshots.remove(engine, container)
 
 
-def _must_not_run(container: Container) -> None:
+def _must_not_run(container: Container, asked: str) -> None:
     if container.state.dead and container.pid:
         raise Conflict(
-            f'cannot remove container "/{container.name}": it is dead, but its processes run: force remove, which'
-            " ends them"
+            f'cannot remove container "{asked}": it is dead, but its processes run: force remove, which ends them'
         )
     if container.running:
-        state = "paused and must be unpaused first" if container.state.paused else container.status()
-        raise Conflict(
-            f'cannot remove container "/{container.name}": container is {state}: stop the container before '
-            "removing or force remove"
-        )
+        hint = ": stop the container before removing or force remove"
+        state = "paused and must be unpaused first" if container.state.paused else container.status() + hint
+        raise Conflict(f'cannot remove container "{asked}": container is {state}')
 
 
-def _kill_for_removal(engine: Engine, container: Container) -> None:
+def _kill_for_removal(engine: Engine, container: Container, asked: str) -> None:
     container.manually_stopped = True
     with container.lock:
         if container.state.restarting:
@@ -598,4 +596,6 @@ def _kill_for_removal(engine: Engine, container: Container) -> None:
     if not wait_exit(container, KILL_SECONDS):
         reconcile(engine, container)
         if container.running:
-            raise EngineError(f"could not kill container {container.name}: it did not exit after SIGKILL")
+            raise EngineError(
+                f'cannot remove container "{asked}": could not kill container: it did not exit after SIGKILL'
+            )

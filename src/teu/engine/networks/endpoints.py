@@ -118,9 +118,14 @@ class Endpoints:
         """Of a damaged record, whose driver may not be known: bridges are what can be left, and has to be removed."""
         return self.drivers["bridge" if network.damage and network.driver not in self.drivers else network.driver]
 
-    def on(self, network: Network) -> bool:
-        """Whether a running container is on it."""
-        return any(endpoint.network == network.id for active in self._active.values() for endpoint in active.endpoints)
+    def on(self, network: Network) -> list[tuple[str, str]]:
+        """The running containers there: the name of each and the id of its endpoint."""
+        found = []
+        for identity, active in self._active.items():
+            container = self._containers.find(identity)
+            name = container.name if container else identity
+            found += [(name, endpoint.id) for endpoint in active.endpoints if endpoint.network == network.id]
+        return found
 
     def serves(self, container: Container) -> bool:
         """Whether this process has a part in a running container's network: the resolver that it asks, the ports of the
@@ -183,11 +188,13 @@ class Endpoints:
                 )
                 # The daemon may die when the task runs and the record does not say so yet: what it has is known then.
                 container.save(durable=False)
-            except BaseException:
+            except BaseException as error:
                 if self._active.get(container.id) is active:
                     self.detach(container)
                 else:
                     os.close(descriptor)
+                if isinstance(error, EngineError):
+                    error.args = (f"failed to set up container networking: {error}",)
                 raise
         return Attachment(path, paths)
 
@@ -263,11 +270,16 @@ class Endpoints:
 
     def _join(self, container: Container, reference: str) -> Attachment:
         """Another container's network, with its names and what it says of them."""
-        other = owner = self._containers.get(reference)
+        try:
+            other = owner = self._containers.get(reference)
+        except NotFound as error:
+            raise EngineError(f"joining network namespace of container: {error}") from None
         if other is container:
-            raise BadRequest("cannot join own network")
+            raise EngineError("cannot join own network namespace")
         if not other.running or not other.pid:
-            raise Conflict(f"cannot join network of a non running container: {other.id}")
+            raise Conflict(
+                f"cannot join network namespace of a non running container: container {other.name} is {other.status()}"
+            )
         while network_mode(owner).startswith("container:") and owner is not container:
             owner = self._containers.get(network_mode(owner).partition(":")[2])
         container.config.hostname = other.config.hostname
@@ -555,7 +567,9 @@ class Endpoints:
         """POST /networks/{id}/connect."""
         mode = network_mode(container)
         if not self.driver(network).own_namespace:
-            raise Forbidden("container cannot be disconnected from host network or connected to host network")
+            raise BadRequest(
+                "cannot connect container to host network - container must be created in host network mode"
+            )
         if mode == "host" or mode.startswith("container:"):
             raise BadRequest(
                 "container sharing network namespace with another container or host cannot be connected to any other"
@@ -611,7 +625,9 @@ class Endpoints:
                 which = "network" if container.running else "the network"
                 raise Forbidden(f"container {container.id} is not connected to {which} {network.name}")
             if not self.driver(network).own_namespace:
-                raise Forbidden("container cannot be disconnected from host network or connected to host network")
+                raise BadRequest(
+                    "cannot disconnect container from host network - container was created in host network mode"
+                )
             active = self._active.get(container.id)
             left = networks.pop(network.name)
             try:

@@ -71,7 +71,7 @@ def check_subnet(text: str, taken: Iterable[Range]) -> Range:
     if subnet.prefixlen > subnet.max_prefixlen - 2:
         raise BadRequest(f"invalid subnet {text}: it has no room for a gateway and a container")
     if any(overlap(subnet, other) for other in taken):
-        raise Forbidden("Pool overlaps with other one on this address space")
+        raise Forbidden("invalid pool request: Pool overlaps with other one on this address space")
     return subnet
 
 

@@ -258,10 +258,9 @@ class Networks:
         if network.name in PREDEFINED:
             raise Forbidden(f"{network.name} is a pre-defined network and cannot be removed")
         with self._store.lock:
-            if self._endpoints.on(network):
-                raise Forbidden(
-                    f"error while removing network: network {network.name} id {network.id} has active endpoints"
-                )
+            if active := self._endpoints.on(network):
+                names = ", ".join(f'name:"{name}" id:"{endpoint[:12]}"' for name, endpoint in active)
+                raise Forbidden(f"error while removing network: network {network.name} has active endpoints ({names})")
             record = network.record
             if record.config_only and any(one.record.config_from == network.name for one in self._store.all()):
                 raise Forbidden(f'error while removing network: configuration network "{network.name}" is in use')

@@ -253,13 +253,19 @@ def _check_filters(filters: dict[str, list[str]]) -> None:
             raise BadRequest(f"invalid filter '{key}'")
     for state in filters.get("status", ()):
         if state not in STATES:
-            raise BadRequest(f"invalid filter 'status={state}'")
+            known = "created, running, paused, restarting, removing, exited, dead"
+            raise BadRequest(
+                f"invalid filter 'status={state}': invalid value for state ({state}): must be one of {known}"
+            )
     for code in filters.get("exited", ()):
         if natural(code.removeprefix("-")) is None:
             raise BadRequest(f"invalid filter 'exited={code}'")
     for health in filters.get("health", ()):
         if health not in ("starting", "healthy", "unhealthy", "none"):
-            raise BadRequest(f"unrecognized filter value for health: {health}")
+            known = "none, starting, healthy, unhealthy"
+            raise BadRequest(
+                f"invalid filter 'health={health}': invalid value for health ({health}): must be one of {known}"
+            )
 
 
 def _created_about(engine: Engine, found: list[Container], filters: dict[str, list[str]]) -> list[Container]:

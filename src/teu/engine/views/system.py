@@ -61,7 +61,7 @@ def _flag(path: str) -> bool:
 
 def _registries(settings: Settings) -> dict[str, object]:
     """RegistryConfig of GET /info."""
-    networks, hosts = ["127.0.0.0/8"], []
+    networks, hosts = ["::1/128", "127.0.0.0/8"], []
     for entry in settings["insecure-registries"]:
         try:
             networks.append(str(ipaddress.ip_network(entry)))

@@ -179,7 +179,7 @@ def remove(engine: Engine, request: Request, name: str) -> Response:
         engine.endpoints.unlink(name)
         return empty()
     container = engine.containers.get(name)
-    run.remove(engine, container, request.query.flag("force"), request.query.flag("v"))
+    run.remove(engine, container, request.query.flag("force"), request.query.flag("v"), name)
     return empty()
 
 
