@@ -242,7 +242,7 @@ def test_exec(web: str) -> None:
         "b",
     ]
     missing = docker("exec", web, "nosuch", check=False)
-    assert missing.returncode == 126 and "executable file not found" in missing.stdout + missing.stderr
+    assert missing.returncode == 127 and "executable file not found" in missing.stdout + missing.stderr
     assert docker("exec", web, "/etc/passwd", check=False).returncode == 126
     out("exec", "-d", web, "touch", "/tmp/detached")
     eventually(

@@ -100,7 +100,7 @@ def test_command_not_found_and_not_executable() -> None:
     refused(126, "run", "--rm", whole.IMAGE, "/etc", says="/etc")
     whole.run_detached("host", "sleep", "600")
     try:
-        refused(126, "exec", "host", "no-such-command", says="no-such-command")
+        refused(127, "exec", "host", "no-such-command", says="no-such-command")
         refused(126, "exec", "host", "/etc", says="/etc")
     finally:
         teu("rm", "-f", "host")

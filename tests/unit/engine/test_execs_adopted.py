@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Processes beside a container's first one, after a restart of the engine."""
+"""Processes beside a container's first one: after a restart of the engine, and of a user that is not there."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from teu.engine.core.errors import BadRequest
+from teu.engine.core.fields import ExecConfig
 from teu.engine.lifecycle import execs
 
 
@@ -24,3 +26,14 @@ def test_what_a_client_has_just_made_is_not_taken_for_an_earlier_engines(
     container: Any = SimpleNamespace(runtime_directory=str(tmp_path), execs={own: object()}, id="c", fields={})
     execs.adopt(SimpleNamespace(), container)  # type: ignore[arg-type]
     assert adopted == [earlier]
+
+
+def test_of_an_unknown_user_none_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    def find(engine: Any, container: Any, user: str) -> None:
+        raise BadRequest(f"unable to find user {user}: no matching entries in passwd file")
+
+    monkeypatch.setattr(execs.users, "find", find)
+    container: Any = SimpleNamespace(must_run=lambda: None, execs={}, id="c")
+    with pytest.raises(BadRequest, match="unable to find user nobody-there"):
+        execs.create(SimpleNamespace(), container, ExecConfig(cmd=["true"], user="nobody-there"))  # type: ignore[arg-type]
+    assert not container.execs

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from teu.engine import wake
+from teu.engine.backend import tasks
 from teu.engine.volumes.drivers import local_mount
 from teu.linux.mounts import MS_BIND, MS_NOSUID, MS_RDONLY, MS_REC, MS_REMOUNT, MS_SHARED
 
@@ -89,3 +90,21 @@ def test_the_reason_is_told_and_nothing_is_stacked(
     monkeypatch.setattr(local_mount.trees, "is_mount_root", lambda path: path == os.fspath(tmp_path))
     monkeypatch.setattr(sys, "stdin", io.StringIO(json.dumps(asked)))
     assert local_mount.main() == 0, "something is mounted there already"
+
+
+# what did not start ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        ('exec: "/etc/passwd": permission denied: unknown', 126),
+        ('exec: "/etc": is a directory', 126),
+        ('exec: "x": Executable file not found in $PATH', 127),
+        ('exec: "./x": stat ./x: no such file or directory', 127),
+        ("mount /a to /b: not a directory", 127),
+        ("cgroup is busy", 128),
+    ],
+)
+def test_the_exit_code_of_what_did_not_start(words: str, code: int) -> None:
+    assert tasks.code_of_refusal(f"OCI runtime create failed: {words}") == code

@@ -164,6 +164,16 @@ def execute(
     client.tasks.Exec(request)
 
 
+def code_of_refusal(message: str) -> int:
+    """The exit code that docker gives to a process that did not start, told from the runtime's words: 126 for what may
+    not be run, 127 for what is not there, 128 for all else."""
+    text = message.lower()
+    if "permission denied" in text or "is a directory" in text:
+        return 126
+    missing = ("not a directory", "executable file not found", "no such file or directory")
+    return 127 if any(words in text for words in missing) else 128
+
+
 def kill(client: Client, identity: str, signal: int, exec_id: str = "", everything: bool = False) -> None:
     from teu.api.services.tasks.v1 import tasks_pb2
 

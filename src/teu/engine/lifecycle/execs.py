@@ -19,6 +19,7 @@ from teu.engine.backend import containerd, tasks
 from teu.engine.containers import hostconfig
 from teu.engine.core.errors import BadRequest, Conflict, EngineError, NotFound
 from teu.engine.core.fields import ExecConfig
+from teu.engine.spec import users
 from teu.engine.spec.process import Command, process, security_options
 from teu.engine.streams import detach
 from teu.engine.streams.hub import Hub
@@ -85,7 +86,9 @@ class Exec:
         """The clients are attached to the hub already."""
         with self._lock:
             if self.started:
-                raise Conflict(f"exec {self.id} has already run" if self.ended.is_set() else "already running")
+                raise Conflict(
+                    f"exec command {self.id} {'has already run' if self.ended.is_set() else 'is already running'}"
+                )
             self.container.must_run()
             self.started = True
             label = " ".join(self.command)
@@ -104,7 +107,7 @@ class Exec:
                 self.hub.begin()
             except Exception as error:
                 self.running = False
-                self.exit_code = 126  # whatever it was, as with docker since 26
+                self.exit_code = tasks.code_of_refusal(str(error)) if isinstance(error, containerd.Error) else 126
                 if isinstance(error, containerd.NotFound):
                     raise Conflict(f"container {self.container.id} is not running") from None
                 if isinstance(error, containerd.Error):
@@ -250,6 +253,8 @@ def create(engine: Engine, container: Container, options: ExecConfig) -> Exec:
     container.must_run()
     for entry in options.env or ():
         hostconfig.check_variable(entry)
+    if options.user:
+        users.find(engine, container, options.user)  # what is wrong with it is told before anybody attaches
     execution = Exec(engine, container, options)
     container.execs[execution.id] = execution
     container.event(f"exec_create: {' '.join(execution.command)}", execID=execution.id)

@@ -165,23 +165,14 @@ def _release(engine: Engine, container: Container) -> None:
 def _start_error(error: containerd.Error) -> EngineError:
     """With a status and words from which docker's clients tell 126 and 127."""
     message = f"failed to create task for container: {error}"
-    return BadRequest(message) if _start_exit_code(message) != 128 else EngineError(message)
-
-
-def _start_exit_code(message: str) -> int:
-    text = message.lower()
-    if "executable file not found" in text or "no such file or directory" in text:
-        return 127
-    if "permission denied" in text or "not a directory" in text or "is a directory" in text:
-        return 126
-    return 128
+    return BadRequest(message) if tasks.code_of_refusal(message) != 128 else EngineError(message)
 
 
 def _start_failed(engine: Engine, container: Container, error: Exception) -> None:
     message = str(error)
     with container.changed:
         status = "exited" if container.started_once else "created"
-        container.state.fails(status, _start_exit_code(message), message, timestamp())
+        container.state.fails(status, tasks.code_of_refusal(message), message, timestamp())
         container.save(durable=False)
         container.exits += 1
         container.notify()

@@ -32,7 +32,8 @@ def start(engine: Engine, request: Request, identity: str) -> Response:
     options = request.decode(fields.EXEC_START, optional=True, heed="exec")
     execution = execs.get(engine, identity)
     if execution.started:
-        raise Conflict(f"exec {identity} has already run" if execution.ended.is_set() else "exec is already running")
+        state = "has already run" if execution.ended.is_set() else "is already running"
+        raise Conflict(f"exec command {identity} {state}")
     execution.container.must_run()
     execution.asked = True
     terminal = bool(options.tty)  # the client's: it may differ from the process's own, and says what it reads
