@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
+import docker_words
 import engine
 import peers
 import pytest
@@ -194,8 +195,13 @@ MORE_HONEST = {
     "DeviceCgroupRules": (400, 200),
     "DeviceRequests": (400, 200),
     "Ulimits": (400, 200),
-    "CpuRealtimePeriod": (500, 200),
-    "CpuRealtimeRuntime": (500, 200),
+    "CpuRealtimePeriod": (400, 200),
+    "CpuRealtimeRuntime": (400, 200),
+}
+# Mistakes of a client that docker 26 takes for its own; docker 28 does not.
+MISTAKES_OF_26 = {
+    f"HostConfig.{name}": (400, 500)
+    for name in ("CpuRealtimePeriod", "CpuRealtimeRuntime", "IOMaximumIOps", "IOMaximumBandwidth", "Isolation")
 }
 
 
@@ -209,7 +215,8 @@ def test_what_is_refused_is_refused_as_the_table_says(both: Peers, name: str) ->
         status, answer = ask(both.ours, "POST", target, body)
         assert answer["message"] == f"{name_of(path)}: {field.says}"
         theirs, said = ask(both.theirs, "POST", target, body)
-        assert (status, theirs) == MORE_HONEST.get(name_of(path), (field.status, field.status)), (body, said)
+        otherwise = {**MORE_HONEST, **(MISTAKES_OF_26 if docker_words.older() else {})}
+        assert (status, theirs) == otherwise.get(name_of(path), (field.status, field.status)), (body, said)
 
 
 @pytest.mark.parametrize("name", ["create", "update", "exec"])

@@ -154,8 +154,8 @@ class Resources(Record):
     blkio_device_write_iops: list[ThrottleDevice] = member("BlkioDeviceWriteIOps", RATE, [])
     cpu_period: int = member("CpuPeriod", INT64, 0)  # microseconds, as is the quota
     cpu_quota: int = member("CpuQuota", INT64, 0)
-    cpu_realtime_period: int = member("CpuRealtimePeriod", refused(INT64, _NO_REALTIME, 500), 0)
-    cpu_realtime_runtime: int = member("CpuRealtimeRuntime", refused(INT64, _NO_REALTIME, 500), 0)
+    cpu_realtime_period: int = member("CpuRealtimePeriod", refused(INT64, _NO_REALTIME), 0)
+    cpu_realtime_runtime: int = member("CpuRealtimeRuntime", refused(INT64, _NO_REALTIME), 0)
     cpuset_cpus: str = member("CpusetCpus", WORD, "")
     cpuset_mems: str = member("CpusetMems", WORD, "")
     devices: list[Device] = member("Devices", ListOf(RecordOf(Device)), [])
@@ -175,12 +175,12 @@ class Resources(Record):
     cpu_percent: int = member("CpuPercent", meaningless(INT64), 0)
     io_maximum_iops: int = member(
         "IOMaximumIOps",
-        refused(UINT64, "this is a limit of Windows; use BlkioDeviceReadIOps and BlkioDeviceWriteIOps", 500),
+        refused(UINT64, "this is a limit of Windows; use BlkioDeviceReadIOps and BlkioDeviceWriteIOps"),
         0,
     )
     io_maximum_bandwidth: int = member(
         "IOMaximumBandwidth",
-        refused(UINT64, "this is a limit of Windows; use BlkioDeviceReadBps and BlkioDeviceWriteBps", 500),
+        refused(UINT64, "this is a limit of Windows; use BlkioDeviceReadBps and BlkioDeviceWriteBps"),
         0,
     )
 
@@ -307,7 +307,7 @@ class HostConfig(Resources):
     isolation: str = member(
         "Isolation",
         refused(
-            TEXT, "Linux has one technology to isolate containers; use default, or leave it out", 500, ("default",)
+            TEXT, "Linux has one technology to isolate containers; use default, or leave it out", 400, ("default",)
         ),
         "",
     )
@@ -380,8 +380,6 @@ UPDATE = Object(
             name: refused(RESOURCES.fields[name].kind, _FOR_GOOD)
             for name in ("CgroupParent", "Devices", "DeviceCgroupRules", "DeviceRequests", "Ulimits")
         },
-        # The real daemon tells these apart from those of a creation.
-        **{name: RESOURCES.fields[name]._replace(status=400) for name in ("IOMaximumIOps", "IOMaximumBandwidth")},
         "RestartPolicy": RESTART_POLICY,
     }
 )
