@@ -37,6 +37,7 @@ _REGISTRATION = re.compile(r"tfd:\s*(\d+)\s+events:\s*([0-9a-f]+)\s+data:\s*([0-
 
 
 class _EpollEvent(ctypes.Structure):
+    _layout_ = "ms"  # which Python 3.14 wants to be told where there is a _pack_; without bit fields it is gcc's
     _pack_ = 1 if os.uname().machine == "x86_64" else 8  # the kernel packs it on x86-64 alone
     _fields_ = [("events", ctypes.c_uint32), ("data", ctypes.c_uint64)]
 
