@@ -6,13 +6,14 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from teu.cli.host import control, kernel, report, security
+from teu.cli.host import control, kernel, quickstart, report, security
 from teu.cli.host.finding import Finding
 
 RELEASE = "6.12.48+deb13-amd64"
@@ -204,6 +205,31 @@ def test_chains_that_drop_what_is_forwarded() -> None:
         },
     ]
     assert list(security.closed(items)) == [("inet", "filter", "forward")]
+
+
+def test_the_quick_start_of_teu_runc(tmp_path: Path) -> None:
+    """Each thing that it needs is missed in turn, and then there."""
+    root = str(tmp_path)
+    assert not list(quickstart.quick_start(root)), "teu-runc is not installed"
+    write(tmp_path, {"/usr/sbin/teu-runc": "", "/usr/lib/teu/teu-runc": "", "/usr/bin/python3.14": ""})
+    python = tmp_path / "usr/bin/python3"
+    python.symlink_to("python3.99")
+    assert "python3.99" in bad(list(quickstart.quick_start(root)))["quick start"].text
+    python.unlink()
+    python.symlink_to("python3.14")
+    write(tmp_path, {"/usr/lib/x86_64-linux-gnu/libpython3.13.so.1.0": ""})
+    assert bad(list(quickstart.quick_start(root)))["quick start"].remedy == "apt-get install libpython3.14"
+    write(tmp_path, {"/usr/lib/x86_64-linux-gnu/libpython3.14.so.1.0": ""})
+    assert bad(list(quickstart.quick_start(root)))["quick start"].remedy == "dpkg-reconfigure teu-runc"
+    write(tmp_path, {"/usr/lib/teu/teu-runc.cpython-314": ""})
+    (found,) = quickstart.quick_start(root)
+    assert found.level == "ok" and "libpython3.14" in found.text
+
+
+def test_the_quick_start_knows_the_same_pythons_as_its_program() -> None:
+    source = (Path(__file__).resolve().parents[3] / "src/c/teu-coldstart.c").read_text()
+    table = source[source.index("layouts[] = {") : source.index("static const struct layout *layout;")]
+    assert tuple(map(int, re.findall(r"^    \{(\d+),", table, re.M))) == quickstart.KNOWN
 
 
 def test_the_command(teu: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ import subprocess
 
 from teu.cli.command import Cli, Command
 from teu.cli.errors import CommandError
-from teu.cli.host import control, kernel, security
+from teu.cli.host import control, kernel, quickstart, security
 from teu.cli.host.finding import ERROR, LEVELS, OK, WARNING, Finding
 from teu.cli.options import Options
 from teu.oci import jsontext
@@ -29,6 +29,7 @@ CHECKS = (
     security.confinement,
     security.firewall,
     control.sockets,
+    quickstart.quick_start,
 )
 DAEMONS = {"teud.yaml": "/usr/sbin/teud", "containerd.yaml": "/usr/sbin/teu-containerd"}
 
