@@ -207,6 +207,8 @@ def busybox_rootfs(path: Path) -> Path:
     """The image as a folder, for OCI bundles."""
     path.mkdir(parents=True, exist_ok=True)
     with tarfile.open(fileobj=io.BytesIO(busybox_layer())) as tar:
+        # From Python 3.14 on the modes of folders (/tmp's) would be left out.
+        tar.extraction_filter = getattr(tarfile, "fully_trusted_filter", lambda member, _: member)
         tar.extractall(path)
     return path
 

@@ -438,7 +438,10 @@ def test_it_ends_with_the_build(worker: Worker) -> None:
 
 
 def test_what_was_kept_is_damaged(served: Served, worker: Worker) -> None:
+    """A newer git (2.53) goes on where what it needs is not damaged, an older one (2.39) does not, and all is fetched
+    anew. What was asked for comes either way, also where it was damaged itself."""
     folder = served.repository("a.git", {"one": "1"})
+    first = run(folder, "rev-parse", "HEAD")
     opened(worker, f"{served.address}/a.git").snapshot(Asker())
     (name,) = worker.find("regular")
     for path in (worker.folder / name / "objects").rglob("*"):
@@ -447,7 +450,7 @@ def test_what_was_kept_is_damaged(served: Served, worker: Worker) -> None:
             path.write_bytes(b"")
     served.commit(folder, {"one": "2"})
     assert files(opened(worker, f"{served.address}/a.git").snapshot(Asker())) == {"one": "2"}
-    assert worker.find("regular") != [name]
+    assert files(opened(worker, f"{served.address}/a.git", fragment=first).snapshot(Asker())) == {"one": "1"}
 
 
 def test_meta(served: Served, worker: Worker) -> None:
