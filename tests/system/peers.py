@@ -24,6 +24,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -342,6 +343,23 @@ def docker_api() -> tuple[int, int]:
     told = run("docker", "version", "--format", "{{.Client.DefaultAPIVersion}}", code=None).stdout
     major, minor = told.strip().split(".")
     return int(major), int(minor)
+
+
+@functools.cache
+def ctr_version() -> tuple[int, int]:
+    """Of Debian's ctr: (1, 7) is Debian 13's, (2, 1) that of Debian testing."""
+    found = re.search(r" (\d+)\.(\d+)", run("ctr", "--version").stdout)
+    assert found
+    return int(found[1]), int(found[2])
+
+
+def as_of_1_7(words: Sequence[str]) -> list[str]:
+    """A command line of ctr with which it does what that of containerd 1.7 does, and teu-ctr: the later one leaves
+    images to the daemon's transfer service, and draws its progress, unless it is told to do all by itself."""
+    moves = list(words[:1]) in (["images"], ["image"], ["i"]) and words[1:2]
+    if not moves or moves[0] not in ("import", "export", "pull", "push", "tag") or ctr_version() < (2, 0):
+        return list(words)
+    return [*words[:2], "--local", *words[2:]]
 
 
 class Dockerd(Daemon):

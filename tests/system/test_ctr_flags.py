@@ -32,6 +32,8 @@ def call(program: str, *words: str, code: int | None = 0, env: dict[str, str] | 
     if words[0] == "run" and program == "ctr":
         # Debian's ctr asks for CPU shares by default, which not every lab's cgroups can do
         words = ("run", "--cpu-shares", "0", *words[1:])
+    if program == "ctr":
+        words = tuple(peers.as_of_1_7(words))
     return peers.run(program, "-a", OURS, "-n", SPACES[program], *words, code=code, env=env)
 
 

@@ -111,16 +111,20 @@ def houses(teu: Side, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hous
     shown = ["--tlscacert", f"{folder}/ca.pem", "--tlscert", f"{folder}/client.pem", "--tlskey", f"{folder}/client.key"]
     try:
         with peers.registry(HOST) as plain, peers.registry(HOST, tls) as guarded:
-            ctr = ("ctr", "-a", teu.address, "-n", SPACE, "images")
-            peers.run(*ctr, "import", str(peers.archive()))
+            peers.run(*asked("ctr", teu, "images", "import", str(peers.archive())))
             pushes = (("ctr", plain.address, ["--plain-http"]), (TEU_CTR, guarded.address, shown))
             for program, address, options in pushes:
                 name = f"{address}/there/busybox:1"
-                peers.run(*ctr, "tag", peers.IMAGE, name)
-                peers.run(program, *ctr[1:], "push", *options, name)
+                peers.run(*asked("ctr", teu, "images", "tag", peers.IMAGE, name))
+                peers.run(*asked(program, teu, "images", "push", *options, name))
             yield Houses(guarded.address, plain.address, folder)
     finally:
         peers.run("ip", "address", "del", f"{HOST}/32", "dev", "lo")
+
+
+def asked(program: str, side: Side, *words: str, space: str = SPACE) -> list[str]:
+    """The whole command line of `ctr` or `teu-ctr`."""
+    return [program, "-a", side.address, "-n", space, *(peers.as_of_1_7(words) if program == "ctr" else words)]
 
 
 def answers(side: Side, *words: str) -> dict[str, tuple[int, str]]:
@@ -128,8 +132,8 @@ def answers(side: Side, *words: str) -> dict[str, tuple[int, str]]:
     found = {}
     for program, space in (("ctr", SPACE), (TEU_CTR, SPACE + "-ours")):
         with contextlib.suppress(peers.Failed):
-            peers.run(program, "-a", side.address, "-n", space, "images", "rm", "--sync", words[-1])
-        done = peers.run(program, "-a", side.address, "-n", space, *words, code=None)
+            peers.run(*asked(program, side, "images", "rm", "--sync", words[-1], space=space))
+        done = peers.run(*asked(program, side, *words, space=space), code=None)
         found[program] = (done.returncode, normal(done.stderr))
     return found
 
@@ -283,9 +287,9 @@ def test_what_is_shown_of_the_exchanges(teu: Side, houses: Houses) -> None:
         for wanted in ("/v2/there/busybox/manifests/1 HTTP/1.1", f"Host: {houses.plain}", *more):
             assert wanted in done.stderr, program
         assert "Connection successful" not in done.stderr
-    peers.run("ctr", "-a", teu.address, "-n", SPACE, "images", "tag", "--force", peers.IMAGE, name)
+    peers.run(*asked("ctr", teu, "images", "tag", "--force", peers.IMAGE, name))
     for program in ("ctr", TEU_CTR):
-        argv = [program, "--debug", "-a", teu.address, "-n", SPACE, "images", "push", "--plain-http", "--http-trace"]
-        trace = peers.run(*argv, name).stderr
+        _, *words = asked(program, teu, "images", "push", "--plain-http", "--http-trace", name)
+        trace = peers.run(program, "--debug", *words).stderr
         assert re.search(rf'level=debug msg="Connection successful".* remote_addr="{re.escape(houses.plain)}"', trace)
         assert "HTTP/1.1" not in trace, program

@@ -231,7 +231,8 @@ def spaces(side: Side) -> Iterator[dict[str, str]]:
 
 
 def done(side: Side, spaces: dict[str, str], program: str, *words: str, code: int | None = 0) -> Any:
-    return peers.run(program, "--address", side.address, "-n", spaces[program], *words, code=code, timeout=60)
+    given = peers.as_of_1_7(words) if program == "ctr" and "--local=false" not in words else words
+    return peers.run(program, "--address", side.address, "-n", spaces[program], *given, code=code, timeout=60)
 
 
 def test_images_convert(side: Side, spaces: dict[str, str], tmp_path: Path) -> None:
@@ -239,8 +240,8 @@ def test_images_convert(side: Side, spaces: dict[str, str], tmp_path: Path) -> N
     archive = several_platforms(tmp_path / "hello.tar", HELLO)
     results: dict[str, list[object]] = {}
     for program in spaces:
-        into = ["-n", spaces[program], "images", "import", "--all-platforms", "--no-unpack", str(archive)]
-        peers.run("ctr", "--address", side.address, *into)
+        into = peers.as_of_1_7(["images", "import", "--all-platforms", "--no-unpack", str(archive)])
+        peers.run("ctr", "--address", side.address, "-n", spaces[program], *into)
         told = results.setdefault(program, [])
         for line in CONVERSIONS.strip().splitlines():
             words = line.replace("HELLO", HELLO).split()
@@ -419,7 +420,8 @@ def test_the_rest_of_the_story(side: Side, spaces: dict[str, str], registry: pee
             words = line
             for name, value in fill.items():
                 words = words.replace(name, value)
-            argv = [program, "--address", side.address, "-n", space, *shlex.split(words)]
+            given = peers.as_of_1_7(shlex.split(words)) if program == "ctr" else shlex.split(words)
+            argv = [program, "--address", side.address, "-n", space, *given]
             answer = peers.run(*argv, code=None, timeout=60, env={"EDITOR": ""})
             out, err = (
                 normal(shortened(text.replace(space, "SPACE").replace(str(folder), "FOLDER")))
@@ -461,18 +463,8 @@ def test_progress_without_a_terminal(
     drawn: dict[str, list[list[str]]] = {}
     for number, program in enumerate(spaces):
         name = f"{registry.address}/progress/{side.name}{number}:1"  # of one length
-        peers.run(
-            "ctr",
-            "-a",
-            side.address,
-            "-n",
-            spaces[program],
-            "images",
-            "import",
-            "--all-platforms",
-            "--no-unpack",
-            str(archive),
-        )
+        into = peers.as_of_1_7(["images", "import", "--all-platforms", "--no-unpack", str(archive)])
+        peers.run("ctr", "-a", side.address, "-n", spaces[program], *into)
         done(side, spaces, program, "images", "tag", HELLO, name)
         pushed = done(side, spaces, program, "images", "push", "--plain-http", name).stdout
         done(side, spaces, program, "images", "rm", "--sync", HELLO, name)
@@ -516,9 +508,9 @@ def test_progress_on_a_terminal(side: Side, spaces: dict[str, str], registry: pe
     side.ours("images", "rm", name)
     left: dict[str, list[str]] = {}
     for program in spaces:
-        terminal = Terminal(
-            program, "-a", side.address, "-n", spaces[program], "images", "pull", "--plain-http", name, columns=250
-        )
+        pull = ["images", "pull", "--plain-http", name]
+        given = peers.as_of_1_7(pull) if program == "ctr" else pull
+        terminal = Terminal(program, "-a", side.address, "-n", spaces[program], *given, columns=250)
         assert terminal.code() == 0
         shown = screen(terminal.seen.decode())
         assert sum(line.startswith("layer-") for line in shown) == 1, "the drawings before are not taken away"
