@@ -171,6 +171,8 @@ def fields_of(message: Any) -> Any:
 
 def _normal(value: Any) -> Any:
     if isinstance(value, dict):
+        if value.get("type") == "overlay":  # the kernel takes them in any order; containerd 2 has another than 1.7
+            value = {**value, "options": sorted(value.get("options", ()))}
         return {
             key: "TIME" if key.endswith(_TIMES) and isinstance(inner, str) else _normal(inner)
             for key, inner in value.items()

@@ -347,7 +347,7 @@ def docker_api() -> tuple[int, int]:
 
 @functools.cache
 def ctr_version() -> tuple[int, int]:
-    """Of Debian's ctr: (1, 7) is Debian 13's, (2, 1) that of Debian testing."""
+    """Of Debian's ctr, and its containerd: (1, 7) is Debian 13's, (2, 1) that of Debian testing."""
     found = re.search(r" (\d+)\.(\d+)", run("ctr", "--version").stdout)
     assert found
     return int(found[1]), int(found[2])

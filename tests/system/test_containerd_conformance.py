@@ -610,6 +610,7 @@ for _kind in ("overlayfs", "native"):
     ]
 
 _BOX = {"runtime": RUNC, "labels": {"a": "b"}}
+_CONTROLLER = {"sandboxer": "shim"}  # which containerd 2 wants to be named; 1.7 has that one alone
 CASES["sandboxes"] = [
     ("sandboxes.Create", {"sandbox": {"sandboxId": "one", **_BOX}}),
     ("sandboxes.Create", {"sandbox": {"sandboxId": "one", **_BOX}}),
@@ -642,13 +643,13 @@ CASES["sandboxes"] = [
     ("sandboxes.Update", {"sandbox": {"sandboxId": "two", "extensions": {"g": text("h")}}, "fields": ["extensions"]}),
     ("sandboxes.Update", {"sandbox": {"sandboxId": "two", "extensions": {"i": text("j")}}, "fields": ["extensions.i"]}),
     ("sandboxes.Update", {"sandbox": {"sandboxId": "two", "spec": text("n")}, "fields": ["spec"]}),
-    ("controller.Create", {"sandboxId": "none"}),
-    ("controller.Start", {"sandboxId": "none"}),
-    ("controller.Stop", {"sandboxId": "none"}),
-    ("controller.Wait", {"sandboxId": "none"}),
-    ("controller.Shutdown", {"sandboxId": "none"}),
-    ("controller.Status", {"sandboxId": "none"}),
-    ("controller.Status", {"sandboxId": "two", "verbose": True}),
+    ("controller.Create", {**_CONTROLLER, "sandboxId": "none"}),
+    ("controller.Start", {**_CONTROLLER, "sandboxId": "none"}),
+    ("controller.Stop", {**_CONTROLLER, "sandboxId": "none"}),
+    ("controller.Wait", {**_CONTROLLER, "sandboxId": "none"}),
+    ("controller.Shutdown", {**_CONTROLLER, "sandboxId": "none"}),
+    ("controller.Status", {**_CONTROLLER, "sandboxId": "none"}),
+    ("controller.Status", {**_CONTROLLER, "sandboxId": "two", "verbose": True}),
 ]
 
 _TASK = {"containerId": "none"}
@@ -772,7 +773,13 @@ def play(client: Client, calls: list[Call], namespace: str) -> list[Answer]:
     return answers
 
 
-def same(their: Answer, our: Answer) -> bool:
+# (method, what containerd 1.7 answers): what 2 does, and ours.
+BEFORE_2 = {("controller.Stop", "NOT_FOUND"): "OK"}  # one that is not there has stopped
+
+
+def same(what: str, their: Answer, our: Answer) -> bool:
+    if peers.ctr_version() < (2, 0) and (what, their.code) in BEFORE_2:
+        return our.code == BEFORE_2[what, their.code]
     if their.code == "UNAVAILABLE":  # it crashed of the request: ours answers, and stays
         return our.code == "OK" or our.code in REFUSALS
     if their.code == "UNKNOWN":  # an error that containerd does not map: ours may say which
@@ -794,7 +801,7 @@ def test_the_same_answers(both: Both, case: str) -> None:
         f"{call[0]} {json.dumps(call[1])[:300]} {call[2:] or ''}\n    containerd: {shown(their, our)}\n"
         f"    ours:       {shown(our, their)}"
         for call, their, our in zip(calls, theirs, ours, strict=True)
-        if not same(their, our)
+        if not same(call[0], their, our)
     ]
     assert not found, f"{len(found)} of {len(calls)} calls differ\n" + "\n".join(found)
 
@@ -894,6 +901,8 @@ def test_the_same_events(both: Both) -> None:
         play(client, EVENTFUL, "events")
         heard.append([one.finish() for one in subscribers])
     for filters, theirs, ours in zip(SUBSCRIPTIONS, *heard, strict=True):
+        if peers.ctr_version() < (2, 0):  # it says nothing of new content
+            ours = [one for one in ours if one[0] != "/content/create"]
         assert ours == theirs, filters
     assert len(heard[0][0]) > 15, "what the subscriber without filters heard"
 

@@ -158,3 +158,19 @@ def test_lease_holds_what_is_written_under_it(context: Context) -> None:
         context.content.info("n", name)
     with pytest.raises(NotFound, match='lease "nope"'):
         context.content.writer("n", "ref", lease="nope")
+
+
+def test_new_content_is_told_of(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once; what was there already is nothing new."""
+    told: list[tuple[str, str, int]] = []
+    monkeypatch.setattr(
+        context.content._events, "publish", lambda space, topic, event: told.append((space, topic, event.size))
+    )
+    with context.content.writer("n", "ref") as writer:
+        writer.write(b"new")
+        name = writer.commit(0, "", {})
+    with context.content.writer("n", "again") as writer:
+        writer.write(b"new")
+        with pytest.raises(AlreadyExists):
+            writer.commit(0, name, {})
+    assert told == [("n", "/content/create", 3)]

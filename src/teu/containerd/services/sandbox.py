@@ -109,8 +109,12 @@ class Controller:
         return sandbox_pb2.ControllerPlatformResponse(platform=answer.platform)
 
     async def Stop(self, request: sandbox_pb2.ControllerStopRequest, call: Call) -> sandbox_pb2.ControllerStopResponse:
-        """Stop the sandbox, within `timeout_secs`; its shim stays. NOT_FOUND."""
-        sandbox = self._manager.get(call.namespace, request.sandbox_id)
+        """Stop the sandbox, within `timeout_secs`; its shim stays. One that is not there has stopped, as for containerd
+        since 2.0."""
+        try:
+            sandbox = self._manager.get(call.namespace, request.sandbox_id)
+        except NotFound:
+            return sandbox_pb2.ControllerStopResponse()
         await sandbox.call("StopSandbox", sandbox_id=request.sandbox_id, timeout_secs=request.timeout_secs)
         return sandbox_pb2.ControllerStopResponse()
 

@@ -360,6 +360,7 @@ class Content:
         trees.discard_tree(os.path.dirname(self._ingest_path(writer.id)))
         if exists:
             raise AlreadyExists(f"content {digest}")
+        self._events.publish(namespace, "/content/create", content_events.ContentCreate(digest=digest, size=size))
         return digest
 
     def write_blob(self, namespace: str, data: bytes, *, labels: dict[str, str] | None = None, lease: str = "") -> str:
