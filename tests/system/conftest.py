@@ -110,7 +110,8 @@ def missing(need: str) -> str:
     if need == "oci-validation":  # built and shown by the runner of the namespace stage
         return "" if Path("/opt/oci-validation/runtimetest").exists() else "no OCI validation programs in this lab"
     if need == "newer-docker":  # unpacked and shown by the runner of the namespace stage, or with --newer
-        return "" if Path("/opt/newer-docker/usr/sbin/dockerd").exists() else "no newer docker in this lab"
+        has = Path(f"{peers.NEWER}/usr/sbin/dockerd").exists() and (peers.NEWER or not missing("forky"))
+        return "" if has else "no newer docker in this lab"
     if need == "clients":  # fetched and shown by the runner of the namespace stage, or with --clients
         return "" if Path("/opt/clients/bin/node").exists() else "no clients of Python and Node in this lab"
     if need == "compose":

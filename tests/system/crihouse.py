@@ -29,7 +29,7 @@ from teu.api.cri.v1 import cri_pb2_grpc
 
 PAUSE = "docker.io/library/pause:teu"
 PLUGINS = "/usr/lib/cni"
-NEWER = "/opt/newer-docker/usr"  # programs of Debian's next release, where the lab shows them
+NEWER = f"{peers.NEWER}/usr"  # programs of Debian's next release, where the lab shows them
 SIZE = 32 << 20
 
 

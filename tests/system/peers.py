@@ -39,6 +39,9 @@ from typing import Any
 from lab_kind import PATIENCE
 
 BUSYBOX = Path("/usr/bin/busybox")
+# Where the docker of Debian testing is, and its containerd: with Debian 13 in a folder (lab.newer), with Debian testing
+# where they belong.
+NEWER = "/opt/newer-docker" if Path("/opt/newer-docker").exists() else ""
 # The image as docker and podman know it, and as containerd does.
 NAME = "busybox"
 IMAGE = "docker.io/library/busybox:latest"

@@ -10,36 +10,20 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 
+import peers
 import pytest
 from bothbuilders import both_builders, neutral
+from test_build_conformance import LEFT_OUT_OF_28, ON_PURPOSE_OF_28, SHAPES, Builds, check_alike, served
 from test_build_conformance import ON_PURPOSE as OLDER
-from test_build_conformance import SHAPES, Builds, check_alike, served
 
 pytestmark = [
     pytest.mark.needs("docker", "dockerd", "buildx", "systemd", "trixie", "fast", "newer-docker"),
     pytest.mark.timeout(400),
 ]
 
-ROOT = "/opt/newer-docker"
-NEWEST = "newest: the peer's is still another one"
-# Shapes that cannot be compared for a fault of the peer's.
-FAULTS = {
-    "fails-flag": "of two names that are as near it proposes either",
-    "variables": "a port with variables that have defaults is cut at the first colon",
-}
+ROOT = peers.NEWER
 # What the older peer does otherwise because it is older, and what only this one has.
-LEFT_OUT = {*FAULTS, *(name for name, meant in OLDER.items() if "code" in meant)}
-NAMES = [name for name, shape in SHAPES.items() if (shape.newer or name in OLDER) and name not in LEFT_OUT]
-# Shape -> aspect -> why it differs.
-ON_PURPOSE: dict[str, dict[str, str]] = {
-    "add-git": OLDER["add-git"],
-    "fails-checksum": {"text": NEWEST},
-    "fails-copy-ignored": {"text": NEWEST, "warnings": "newest: the rule was an experiment before"},
-    "fails-insecure": {"text": NEWEST, "steps": NEWEST},
-    "mounts-stubs": OLDER["mounts-stubs"],
-    "newer-onbuild": {"steps": "the peer counts triggers into stages that have none"},
-    "step-environment": {"logs": "newest: /proc/interrupts is masked"},
-}
+NAMES = [name for name, shape in SHAPES.items() if (shape.newer or name in OLDER) and name not in LEFT_OUT_OF_28]
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +38,7 @@ def builds(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Builds]:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_shape_is_built_alike(builds: Builds, name: str) -> None:
-    check_alike(builds, name, ON_PURPOSE.get(name, {}))
+    check_alike(builds, name, ON_PURPOSE_OF_28.get(name, {}))
 
 
 QUESTIONS = {

@@ -15,7 +15,7 @@ from test_engine_versions import ask
 
 pytestmark = [pytest.mark.needs("docker", "dockerd", "trixie", "namespace", "newer-docker"), pytest.mark.timeout(300)]
 
-ROOT = "/opt/newer-docker"
+ROOT = peers.NEWER
 # What is told by Teu alone, and by docker alone: another store of images, no experiments, and what docker tells at
 # versions that do not have it.
 OURS = {

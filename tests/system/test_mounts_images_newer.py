@@ -15,7 +15,7 @@ import whole
 
 pytestmark = [pytest.mark.needs("docker", "dockerd", "trixie", "namespace", "newer-docker"), pytest.mark.timeout(300)]
 
-ROOT = "/opt/newer-docker"
+ROOT = peers.NEWER
 DOCKER = [f"{ROOT}/usr/bin/docker", "--config", "/run/no-such-configuration", "-H"]
 SHOW = "type=image,source=shown,target=/shown"
 MAKE = "mkdir -p /deep/er; echo inside >/deep/er/file; ln -s /etc /deep/out"
