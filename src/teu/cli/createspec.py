@@ -45,17 +45,18 @@ def read_lines(paths: list[str], environment: bool) -> list[str]:
                 text = file.read()
         except OSError as error:
             raise ValueError(f"open {path}: {(error.strerror or '').lower()}") from None
-        except UnicodeDecodeError:
-            raise ValueError(f"{path} contains invalid utf8 bytes") from None
+        except UnicodeDecodeError as error:
+            line_number = error.object.count(b"\n", 0, error.start) + 1
+            raise ValueError(f"invalid env file ({path}): invalid utf8 bytes at line {line_number}") from None
         for line in text.split("\n"):
             line = line.rstrip("\r").lstrip(" \t")
             if not line or line.startswith("#"):
                 continue
             key, equals, _ = line.partition("=")
             if not key:
-                raise ValueError(f"no variable name on line '{line}'")
+                raise ValueError(f"invalid env file ({path}): no variable name on line '{line}'")
             if any(letter.isspace() for letter in key):
-                raise ValueError(f"variable '{key}' contains whitespaces")
+                raise ValueError(f"invalid env file ({path}): variable '{key}' contains whitespaces")
             if equals or not environment:
                 lines.append(line)
             elif key in os.environ:

@@ -278,3 +278,19 @@ def test_options_of_a_driver_with_commas() -> None:
     endpoint = body("--network", value)["NetworkingConfig"]["EndpointsConfig"]["n"]
     key, _, text = sysctls.partition("=")
     assert endpoint == {"DriverOpts": {key: text}, "GwPriority": -3}
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (b"A=1\n =2\n", "no variable name on line '=2'"),
+        (b"# a comment\nA B=1\n", "variable 'A B' contains whitespaces"),
+        (b"A=1\nB=\xff\n", "invalid utf8 bytes at line 2"),
+    ],
+)
+def test_a_file_of_variables_that_is_none(tmp_path: Path, text: bytes, says: str) -> None:
+    file = tmp_path / "variables"
+    file.write_bytes(text)
+    with pytest.raises(ValueError) as caught:
+        createspec.read_lines([str(file)], True)
+    assert str(caught.value) == f"invalid env file ({file}): {says}"
