@@ -7,6 +7,7 @@ docker_words has what those of 26 are there."""
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import subprocess
@@ -389,6 +390,21 @@ def test_prompts_and_prune(docker: peers.Dockerd) -> None:
     theirs, ours = both(docker, ["system", "prune", "--filter", "label=nosuch", "--volumes"], stdin="y\n")
     # Our words of the warning are our own; what was done is told alike.
     assert ours[0].splitlines()[-1] == theirs[0].splitlines()[-1]
+
+
+def test_the_daemons_socket_in_a_container(docker: peers.Dockerd, tmp_path: Path) -> None:
+    logins = {"auths": {"registry.example": {"auth": "bWU6d29yZA=="}}}
+    (tmp_path / "config.json").write_text(json.dumps(logins))
+    script = (
+        "test -S /var/run/docker.sock && stat -c '%a %u' $DOCKER_CONFIG/config.json && cat $DOCKER_CONFIG/config.json"
+    )
+    create = ["create", "--use-api-socket", "--name", "sock", "--network=none", "busybox", "sh", "-c", script]
+    peers.run(TEU, "--config", str(tmp_path), "-H", docker.host, *create)
+    try:
+        mode, _, text = teu(docker, "start", "-a", "sock").partition("\n")
+        assert (mode, json.loads(text)) == ("600 0", logins)
+    finally:
+        teu(docker, "rm", "-f", "sock")
 
 
 def test_many_at_once(docker: peers.Dockerd) -> None:

@@ -190,6 +190,24 @@ class ConfigFile:
                 auth[target] = entry[source]
         return auth
 
+    def logins(self) -> dict[str, dict[str, str]]:
+        """Of every registry what such a file has of it, from wherever it is kept. Of DOCKER_AUTH_CONFIG alone where
+        that has any."""
+        text = os.environ.get("DOCKER_AUTH_CONFIG")
+        if text:
+            auth_of_environment(text, "")  # raises what is wrong with it
+            if given := jsontext.loads(text, exact=True)["auths"]:
+                return {server: {"auth": entry["auth"]} for server, entry in given.items()}
+        servers = list(self.values.get("auths") or {})
+        if helper := self.get("credsStore"):
+            try:
+                servers = list(jsontext.loads(run_helper(helper, "list", "") or "{}"))
+            except ValueError:
+                raise CommandError(f"docker-credential-{helper} list gave no credentials as JSON") from None
+        servers += [server for server in self.values.get("credHelpers") or {} if server not in servers]
+        found = ((server, self.auth(server)) for server in servers)
+        return {server: entry_of(auth) for server, auth in found if len(auth) > 1}
+
     def store(self, server: str, auth: dict[str, str]) -> None:
         helper = self.helper(server)
         auths = self.values["auths"] = self.values.get("auths") or {}
@@ -199,14 +217,7 @@ class ConfigFile:
             run_helper(helper, "store", jsontext.dumps({"ServerURL": server, "Username": user, "Secret": secret}))
             auths[server] = {}
         else:
-            pair = f"{auth.get('username', '')}:{auth.get('password', '')}".encode()
-            entry = {}
-            if auth.get("identitytoken"):
-                entry["auth"] = binascii.b2a_base64(f"{auth.get('username', '')}:".encode(), newline=False).decode()
-                entry["identitytoken"] = auth["identitytoken"]
-            else:
-                entry["auth"] = binascii.b2a_base64(pair, newline=False).decode()
-            auths[server] = entry
+            auths[server] = entry_of(auth)
         self.save()
 
     def erase(self, server: str) -> None:
@@ -217,6 +228,14 @@ class ConfigFile:
         for key in [key for key in auths if key == server or host_of(key) == host_of(server)]:
             del auths[key]
         self.save()
+
+
+def entry_of(auth: dict[str, str]) -> dict[str, str]:
+    """The API's AuthConfig as an entry of `auths`."""
+    tokens = {name: auth[name] for name in ("identitytoken", "registrytoken") if auth.get(name)}
+    password = "" if tokens else auth.get("password", "")
+    pair = f"{auth.get('username', '')}:{password}".encode()
+    return {"auth": binascii.b2a_base64(pair, newline=False).decode(), **tokens}
 
 
 def auth_of_environment(text: str, server: str) -> dict[str, str]:

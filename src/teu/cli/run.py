@@ -103,6 +103,11 @@ def make(cli: Cli, options: Options, image: str, body: dict[str, Any]) -> str:
         from teu.cli.registry import refuse_trust  # 0.9 ms
 
         refuse_trust(options, 125)
+    logins: dict[str, dict[str, str]] = {}
+    if options["use-api-socket"]:
+        from teu.cli import apisocket  # 15 ms, most of it tarfile's
+
+        logins = apisocket.prepare(cli, body)
     cid = CidFile(options["cidfile"])
     try:
         if options["pull"] == "always":
@@ -123,6 +128,8 @@ def make(cli: Cli, options: Options, image: str, body: dict[str, Any]) -> str:
         for warning in answer.get("Warnings") or ():
             cli.warn("WARNING: " + warning)
         cid.write(answer["Id"])
+        if logins:
+            apisocket.bring(cli, answer["Id"], logins)
         return str(answer["Id"])
     finally:
         cid.abandon()
@@ -229,12 +236,19 @@ def attached(cli: Cli, options: Options, container: str, body: dict[str, Any], k
         return session.run(signals) or 0
 
 
+# What is done of the client's, and cannot be declared.
+FLAGS = (
+    runflags.FLAGS
+    + """
+   --use-api-socket     bool        Give the container the daemon's socket, and your log-ins to registries
+"""
+)
 RUN_ONLY = """
 -d --detach             bool        Run in the background and print the container's ID
    --sig-proxy          bool=true   Pass received signals on to the process
 """
-CREATE_FLAGS = "\n".join(line for line in runflags.FLAGS.split("\n") if "--detach-keys" not in line)
+CREATE_FLAGS = "\n".join(line for line in FLAGS.split("\n") if "--detach-keys" not in line)
 COMMANDS = {
-    "container run": Command(run, "[OPTIONS] IMAGE [COMMAND] [ARG...]", 1, None, runflags.FLAGS + RUN_ONLY, False),
+    "container run": Command(run, "[OPTIONS] IMAGE [COMMAND] [ARG...]", 1, None, FLAGS + RUN_ONLY, False),
     "container create": Command(create, "[OPTIONS] IMAGE [COMMAND] [ARG...]", 1, None, CREATE_FLAGS, False),
 }

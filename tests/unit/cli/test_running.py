@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import tarfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -192,3 +194,46 @@ def test_a_process_that_outlives_the_connection(
     daemon.on("POST", "/exec/e1/start", Hijack(lambda connection: None))
     done = teu("exec", "web", "ls")
     assert done.code == 125 and "its exit code is not known" in done.err
+
+
+def test_the_daemons_socket_and_log_ins_go_into_a_container(
+    daemon: Any, teu: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The log-ins only where the container is not told of a configuration of its own; a helper's as the file's own."""
+    monkeypatch.delenv("DOCKER_AUTH_CONFIG", raising=False)
+    Container(daemon)
+    daemon.on("PUT", "/containers/c1/archive")
+    assert teu("create", "--use-api-socket", "busybox") == (0, "c1\n", "")
+    (create,) = daemon.requests
+    (socket,) = create.body["HostConfig"]["Mounts"]
+    assert socket == {
+        "Type": "bind",
+        "Source": f"{tmp_path}/teud.sock",
+        "Target": "/var/run/docker.sock",
+        "BindOptions": {},
+    }
+    assert "Env" not in create.body
+    helper = tmp_path / "docker-credential-kept"
+    helper.write_text('#!/bin/sh\nread server\necho "{\\"Username\\": \\"$server\\", \\"Secret\\": \\"word\\"}"\n')
+    helper.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    (tmp_path / "config").mkdir(exist_ok=True)
+    auths = {"one.example": {"auth": "bWU6d29yZA=="}, "gone.example": {}}
+    (tmp_path / "config/config.json").write_text(json.dumps({"auths": auths, "credHelpers": {"two.example": "kept"}}))
+    daemon.requests.clear()
+    assert teu("create", "--use-api-socket", "busybox").code == 0
+    create, put = daemon.requests
+    assert create.body["Env"] == ["DOCKER_CONFIG=/run/secrets/docker"]
+    assert (put.path, put.query) == ("/containers/c1/archive", {"path": "/"})
+    with tarfile.open(fileobj=io.BytesIO(put.body)) as tar:
+        (entry,) = tar
+        assert (entry.name, entry.mode) == ("run/secrets/docker/config.json", 0o600)
+        file = tar.extractfile(entry)
+        assert file is not None
+        assert json.load(file)["auths"] == {
+            "one.example": {"auth": "bWU6d29yZA=="},
+            "two.example": {"auth": "dHdvLmV4YW1wbGU6d29yZA=="},
+        }
+    daemon.requests.clear()
+    assert teu("create", "--use-api-socket", "-e", "DOCKER_CONFIG=/own", "busybox").code == 0
+    assert daemon.calls() == ["POST /containers/create"]
