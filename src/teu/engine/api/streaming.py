@@ -20,9 +20,11 @@ RAW = "application/vnd.docker.raw-stream"
 MULTIPLEXED = "application/vnd.docker.multiplexed-stream"
 
 
-def content_type(request: Request, tty: bool) -> str:
-    """Multiplexed has its own name since API 1.42."""
-    return MULTIPLEXED if not tty and request.version >= (1, 42) else RAW
+def content_type(request: Request, tty: bool, taken_over: bool = False) -> str:
+    """Multiplexed has its own name since API 1.42; where the connection is taken over, if its client has asked for an
+    upgrade."""
+    named = request.version >= (1, 42) and (not taken_over or "upgrade" in request.headers)
+    return MULTIPLEXED if named and not tty else RAW
 
 
 def serve(

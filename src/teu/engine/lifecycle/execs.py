@@ -67,6 +67,7 @@ class Exec:
         self.ended = threading.Event()
         self.hub = Hub(engine.pump, self.tty)
         self._lock = threading.Lock()
+        self._claiming = threading.Lock()
 
     @property
     def folder(self) -> str:
@@ -82,15 +83,19 @@ class Exec:
         security = security_options(self.container.host_config, self.engine.config)
         return process(self.engine, self.container, wanted, security, self.console_size)
 
-    def start(self) -> None:
-        """The clients are attached to the hub already."""
-        with self._lock:
+    def claim(self) -> None:
+        """Be the one who starts it. Raises Conflict for all who come later, however soon, and where the container does
+        not run."""
+        with self._claiming:
             if self.started:
-                raise Conflict(
-                    f"exec command {self.id} {'has already run' if self.ended.is_set() else 'is already running'}"
-                )
+                word = "has already run" if self.ended.is_set() else "is already running"
+                raise Conflict(f"exec command {self.id} {word}")
             self.container.must_run()
             self.started = True
+
+    def start(self) -> None:
+        """After `claim`. The clients are attached to the hub already."""
+        with self._lock:
             label = " ".join(self.command)
             self.container.event(f"exec_start: {label}", execID=self.id)
             try:
@@ -183,7 +188,7 @@ class Exec:
     def inspect(self) -> dict[str, object]:
         return {
             "ID": self.id,
-            "Running": self.running,
+            "Running": self.running or self.started and not self.begun.is_set(),
             "ExitCode": self.exit_code,
             "ProcessConfig": {
                 "tty": self.tty,

@@ -174,6 +174,7 @@ class _Checks:
         try:
             try:
                 began = time.monotonic()
+                execution.claim()
                 execution.start()
                 self.engine.figures.check_started(time.monotonic() - began)
             except EngineError as error:

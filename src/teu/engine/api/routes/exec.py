@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import socket
+import struct
 from typing import TYPE_CHECKING
 
 from teu.engine.api.messages import Request, Response, empty, hijack, json_response
@@ -15,6 +16,7 @@ from teu.engine.core import fields
 from teu.engine.core.errors import Conflict, EngineError
 from teu.engine.lifecycle import execs
 from teu.engine.streams.detach import Filter
+from teu.engine.streams.hub import STDOUT
 
 if TYPE_CHECKING:
     from teu.engine.engine import Engine
@@ -31,15 +33,17 @@ def create(engine: Engine, request: Request, name: str) -> Response:
 def start(engine: Engine, request: Request, identity: str) -> Response:
     options = request.decode(fields.EXEC_START, optional=True, heed="exec")
     execution = execs.get(engine, identity)
-    if execution.started:
-        state = "has already run" if execution.ended.is_set() else "is already running"
-        raise Conflict(f"exec command {identity} {state}")
     execution.container.must_run()
     execution.asked = True
     terminal = bool(options.tty)  # the client's: it may differ from the process's own, and says what it reads
-    if options.console_size and terminal:
-        execution.console_size = options.console_size
+
+    def claim() -> None:
+        execution.claim()
+        if options.console_size and terminal:
+            execution.console_size = options.console_size
+
     if options.detach:
+        claim()
         try:
             execution.start()
         except EngineError:
@@ -49,6 +53,13 @@ def start(engine: Engine, request: Request, identity: str) -> Response:
     keys = Filter(execution.detach_keys, execution.tty)
 
     def take_over(sock: socket.socket, early: bytes) -> None:
+        try:
+            claim()
+        except Conflict as error:
+            # As with docker: Watchtower starts an exec a second time, and takes any status but 200 for its failure.
+            words = f"{error}\r\n".encode()
+            sock.sendall(words if terminal else struct.pack(">BxxxI", STDOUT, len(words)) + words)
+            return
         hub = execution.hub
         client = hub.attach(sock, execution.stdout, execution.stderr, framed=not terminal)
         try:
@@ -66,7 +77,7 @@ def start(engine: Engine, request: Request, identity: str) -> Response:
 
         serve(hub, client, sock, early, execution.stdin, keys, close_stdin)
 
-    return hijack(take_over, content_type(request, terminal))
+    return hijack(take_over, content_type(request, terminal, taken_over=True))
 
 
 @route("GET", "/exec/{identity}/json")

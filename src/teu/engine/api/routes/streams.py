@@ -75,7 +75,7 @@ class Attachment:
 @route("POST", "/containers/{name}/attach")
 def attach(engine: Engine, request: Request, name: str) -> Response:
     attachment = Attachment(engine, request, name, every_stream=False, framed=True)
-    return hijack(attachment.take_over, content_type(request, attachment.container.tty))
+    return hijack(attachment.take_over, content_type(request, attachment.container.tty, taken_over=True))
 
 
 @route("GET", "/containers/{name}/attach/ws")
