@@ -10,7 +10,7 @@ import engine_parts as parts
 import pytest
 
 from teu.engine.backend.containerd import Unavailable
-from teu.engine.containers.network_settings import HostPort
+from teu.engine.containers.network_settings import EndpointSettings, HostPort
 from teu.engine.core.errors import BadRequest, EngineError
 from teu.engine.core.times import timestamp
 from teu.engine.engine import Engine
@@ -81,6 +81,16 @@ def test_who_runs_and_who_does_not(engine: Engine) -> None:
 )
 def test_filters(engine: Engine, filters: dict[str, list[str]], found: list[str]) -> None:
     assert listed(engine, **filters) == found
+
+
+def test_who_is_on_a_network(engine: Engine) -> None:
+    """By its whole name or the beginning of its id."""
+    for name, network, identity in (("web", "front", "a1" * 32), ("done", "frontier", "b2" * 32)):
+        one = engine.containers.get(name)
+        one.network_settings.networks = {network: EndpointSettings(identity)}
+    assert listed(engine, network=["front"]) == listed(engine, network=["a1a"]) == ["web"]
+    assert listed(engine, network=["frontier", "a1"]) == ["done", "web"]
+    assert listed(engine, network=["fro"]) == []
 
 
 @pytest.mark.parametrize("filters", [{"colour": ["red"]}, {"status": ["asleep"]}, {"exited": ["x"]}])

@@ -3,13 +3,21 @@
 
 from __future__ import annotations
 
+import json
 import time
+from types import SimpleNamespace
+from typing import Any
+from urllib.parse import quote
 
 import pytest
 
+from teu.engine.api.messages import Request
+from teu.engine.api.routes.networks import list_networks
 from teu.engine.core import filters, times, units
 from teu.engine.core.errors import BadRequest
 from teu.engine.core.events import Events, matches
+from teu.engine.networks.model import Network
+from teu.engine.networks.records import NetworkRecord
 
 
 def test_labels() -> None:
@@ -18,6 +26,13 @@ def test_labels() -> None:
     assert filters.labels_match(labels, ["a", "a=1", "b", "b="])
     assert not filters.labels_match(labels, ["a=2"])
     assert not filters.labels_match(labels, ["a", "c"])
+
+
+def test_texts() -> None:
+    """docker's names are expressions; GitLab's and Ansible's are plain ones."""
+    assert filters.text_matches("web", ["web"]) and filters.text_matches("web_1", ["eb"])
+    assert filters.text_matches("web_1", ["no", "^web_"]) and not filters.text_matches("my_web", ["^web"])
+    assert filters.text_matches("a(b", ["a(b"]) and not filters.text_matches("a(bc", ["a(b"])
 
 
 def test_flags() -> None:
@@ -79,3 +94,36 @@ def test_which_events_are_told() -> None:
         ({"scope": ["swarm"]}, (False, False)),
     ):
         assert (matches(died, chosen), matches(joined, chosen)) == told, chosen
+
+
+def test_which_networks_are_told() -> None:
+    """By expressions, as Docker's API has them: Compose asks for a name, and takes what is exactly so."""
+    names = ("bridge", "web", "my_web")
+    networks = [Network(NetworkRecord(name, "bridge", [], identity=name[0] * 64)) for name in names]
+    engine: Any = SimpleNamespace(networks=SimpleNamespace(all=lambda: networks, describe=_described))
+
+    def listed(**wanted: list[str]) -> list[str]:
+        request = Request("GET", "/networks", query=f"filters={quote(json.dumps(wanted))}")
+        return [row["Name"] for row in json.loads(list_networks(engine, request).body)]
+
+    assert listed() == listed(type=["custom", "builtin"]) == ["bridge", "web", "my_web"]
+    assert listed(name=["web"]) == listed(type=["custom"]) == ["web", "my_web"]
+    assert listed(name=["^web$"]) == listed(id=["w" * 12]) == ["web"]
+    assert listed(name=["^we$"]) == listed(id=["x"]) == []
+
+
+def _described(network: Network, containers: bool) -> dict[str, object]:
+    return {"Name": network.name}
+
+
+def test_events_of_an_image_of_a_registry_with_a_port() -> None:
+    events = Events()
+    events.publish("container", "die", "c" * 64, {"name": "web", "image": "host:5000/a/web:1"})
+    events.publish("image", "pull", "host:5000/a/web", {"name": "host:5000/a/web"})
+    (died, pulled), _ = events.subscribe()
+    for name, told in (
+        ("host:5000/a/web", (True, True)),
+        ("host:5000/a/web:1", (True, False)),
+        ("host", (False, False)),
+    ):
+        assert (matches(died, {"image": [name]}), matches(pulled, {"image": [name]})) == told, name

@@ -89,7 +89,7 @@ def test_what_a_plugin_alone_knows(tmp_path: Path, plugin: VolumePlugin) -> None
         return [row["Name"] for row in json.loads(bytes(list_volumes(engine, request).body))["Volumes"]]
 
     assert listed() == listed(dangling=["true"]) == listed(driver=["nas"]) == ["theirs", "more"]
-    assert listed(name=["the"]) == ["theirs"]
+    assert listed(name=["the"]) == listed(name=["^t.*s$"]) == ["theirs"] and listed(name=["^he"]) == []
     assert listed(label=["x"]) == listed(driver=["local"]) == listed(dangling=["false"]) == []
     shown = volumes.inspect("theirs")
     assert (shown["Driver"], shown["Scope"], shown["Status"]) == ("nas", "global", {"colour": "blue"})

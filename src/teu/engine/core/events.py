@@ -159,6 +159,13 @@ class Events:
                     pass
 
 
+def _untagged(name: str) -> str:
+    """An image's name without its tag or digest; a registry may have a port."""
+    name = name.partition("@")[0]
+    rest, colon, tag = name.rpartition(":")
+    return rest if colon and "/" not in tag else name
+
+
 def matches(event: Event, filters: dict[str, list[str]]) -> bool:
     """Whether `GET /events` with these filters tells of it."""
     actor = event["Actor"]
@@ -184,7 +191,7 @@ def matches(event: Event, filters: dict[str, list[str]]) -> bool:
             if key == "image":
                 if event["Type"] == "container":
                     names = {attributes.get("image", "")}
-                names |= {name.split(":")[0] for name in names}
+                names |= {_untagged(name) for name in names}
                 if event["Type"] not in ("image", "container") or names.isdisjoint(values):
                     return False
             elif event["Type"] != key or not any(name.startswith(value) for value in values for name in names):

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import calendar
+import re
 import time
 
 from teu.engine.core.errors import BadRequest
@@ -42,6 +43,20 @@ def flag_filter(filters: dict[str, list[str]], name: str) -> bool | None:
     if all(v in ("0", "false", "False") for v in values):
         return False
     raise BadRequest(f"invalid filter '{name}={values}'")
+
+
+def text_matches(text: str, wanted: list[str]) -> bool:
+    """Whether it is one of those texts, or one of those regular expressions is found in it, as docker's filters of
+    names are. One that is no expression says nothing."""
+    if text in wanted:
+        return True
+    for pattern in wanted:
+        try:
+            if re.search(pattern, text):
+                return True
+        except re.error:
+            continue
+    return False
 
 
 def labels_match(labels: dict[str, str], wanted: list[str]) -> bool:

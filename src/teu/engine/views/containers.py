@@ -292,7 +292,7 @@ _FITS: dict[str, Callable[[Container, str], bool]] = {
     "exited": lambda container, value: (
         container.started_once and not container.running and container.state.exit_code == int(value)
     ),
-    "network": lambda container, value: any(name.startswith(value) for name in _network_names(container)),
+    "network": lambda container, value: _is_on(container, value),
     "volume": lambda container, value: any(
         value in (point.name or point.source, point.destination) for point in container.mounts
     ),
@@ -328,9 +328,10 @@ def _ancestors(engine: Engine, names: list[str]) -> set[str]:
     return found
 
 
-def _network_names(container: Container) -> set[str]:
+def _is_on(container: Container, network: str) -> bool:
+    """Whether it is on a network of this name, or of an id that begins so."""
     networks = container.network_settings.networks
-    return (set(networks) | {endpoint.network_id for endpoint in networks.values()}) - {""}
+    return network in networks or any(endpoint.network_id.startswith(network) for endpoint in networks.values())
 
 
 def _search(pattern: str, name: str) -> bool:

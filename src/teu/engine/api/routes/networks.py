@@ -9,7 +9,7 @@ from teu.engine.api.messages import Request, Response, empty, json_response
 from teu.engine.api.router import route
 from teu.engine.core import fields, versions
 from teu.engine.core.errors import BadRequest, NotFound
-from teu.engine.core.filters import filter_moment, flag_filter, labels_match
+from teu.engine.core.filters import filter_moment, flag_filter, labels_match, text_matches
 from teu.engine.core.times import moment_of
 from teu.engine.networks.model import Network
 
@@ -46,16 +46,15 @@ def _matches(engine: Engine, network: Network, filters: dict[str, list[str]]) ->
     for key, value in (("driver", network.driver), ("scope", network.record.scope)):
         if filters.get(key) and value not in filters[key]:
             return False
-    if filters.get("name") and not any(text in network.name for text in filters["name"]):
-        return False
-    if filters.get("id") and not any(network.id.startswith(text) for text in filters["id"]):
-        return False
+    for key, text in (("name", network.name), ("id", network.id)):
+        if filters.get(key) and not text_matches(text, filters[key]):
+            return False
     kind = "custom" if network.is_user_defined else "builtin"
     for wanted in filters.get("type", ()):
         if wanted not in ("custom", "builtin"):
             raise BadRequest(f"invalid filter: 'type'='{wanted}'")
-        if wanted != kind:
-            return False
+    if filters.get("type") and kind not in filters["type"]:
+        return False
     dangling = flag_filter(filters, "dangling")
     if dangling is not None:
         unused = network.is_user_defined and not engine.containers.using_network(network.name)

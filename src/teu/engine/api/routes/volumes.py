@@ -10,7 +10,7 @@ from teu.engine.api.messages import Request, Response, empty, json_response, str
 from teu.engine.api.router import route
 from teu.engine.core import fields
 from teu.engine.core.errors import BadRequest, EngineError
-from teu.engine.core.filters import flag_filter, labels_match
+from teu.engine.core.filters import flag_filter, labels_match, text_matches
 from teu.engine.files import volumes
 from teu.engine.volumes.drivers.registry import DEFAULT
 from teu.engine.volumes.store import ANONYMOUS_LABEL, size
@@ -34,7 +34,7 @@ def list_volumes(engine: Engine, request: Request) -> Response:
     for name in engine.volumes.names():
         if filters.get("driver") and engine.volumes.driver(name) not in filters["driver"]:
             continue
-        if filters.get("name") and not any(text in name for text in filters["name"]):
+        if filters.get("name") and not text_matches(name, filters["name"]):
             continue
         if dangling is not None and dangling == bool(engine.volumes.users(name)):
             continue
@@ -49,7 +49,7 @@ def _chosen(row: dict[str, Json], filters: dict[str, list[str]]) -> bool:
     """Whether the filters take a volume of a plugin's that nobody has named here: it has no labels, and no users."""
     if filters.get("driver") and row["Driver"] not in filters["driver"]:
         return False
-    if filters.get("name") and not any(text in str(row["Name"]) for text in filters["name"]):
+    if filters.get("name") and not text_matches(str(row["Name"]), filters["name"]):
         return False
     return labels_match({}, filters.get("label", []))
 
