@@ -74,6 +74,7 @@ NODE = str(CLIENTS / "bin/node")
 @pytest.mark.parametrize(
     ("program", "file"),
     [
+        (PYTHON, "ansible_playbook.py"),
         (PYTHON, "docker_py.py"),
         (PYTHON, "python_testcontainers.py"),
         (NODE, "node_dockerode.js"),

