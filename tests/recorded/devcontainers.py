@@ -127,8 +127,6 @@ STORY = Story(
                 "Config/Env",
                 "Config/Labels",
                 "HostConfig/SecurityOpt",
-                "Mounts/*/Type",
-                "Mounts/*/Destination",
                 "NetworkSettings/Ports",
             ),
         ),

@@ -118,7 +118,7 @@ def story(minor: int) -> Story:
             Call(
                 "docker images",
                 "GET",
-                f"{api}/images/json?filters={filters(reference=['busybox'])}&manifests=1",
+                f"{api}/images/json?filters={filters(reference=['busybox'])}{'&manifests=1' if newest else ''}",
                 headers=who,
                 types=("0/Size", "0/Created", "0/Containers"),
                 shape=False,

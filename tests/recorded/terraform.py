@@ -19,8 +19,8 @@ def upload() -> bytes:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
         entry = tarfile.TarInfo("/etc/app/config")
-        entry.size, entry.mode = 4, 0o644
-        archive.addfile(entry, io.BytesIO(b"told"))
+        entry.size, entry.mode = 5, 0o644
+        archive.addfile(entry, io.BytesIO(b"told\n"))
     return buffer.getvalue()
 
 
@@ -191,7 +191,7 @@ STORY = Story(
             "data.docker_logs",
             "GET",
             f"{API}/containers/<id>/logs?follow=0&stderr=1&stdout=1&tail=all",
-            told={"1": "told"},
+            told={"1": "told\n"},
             same=("",),
         ),
         Call("ContainerUpdate", "POST", f"{API}/containers/<id>/update", UPDATE, 200, JSON, same=("Warnings",)),

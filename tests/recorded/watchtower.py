@@ -134,7 +134,8 @@ STORY = Story(
             beside=True,
         ),
         Call("ContainerExecStart", "POST", f"{API}/exec/<exec>/start", STARTED, 200, JSON),
-        Hear("its output", "ContainerExecAttach", told={"0": ""}),
+        # nothing was attached; but which of the two has started it is chance
+        Hear("its output", "ContainerExecAttach", exact=False),
         Call(
             "ContainerExecInspect",
             "GET",

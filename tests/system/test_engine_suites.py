@@ -914,7 +914,7 @@ def test_limits_of_an_update(teud: Daemon) -> None:
     with teud.container("sleep", "1000") as identity:
         answer = teud.json("POST", f"/containers/{identity}/update", {"Memory": 64 << 20, "PidsLimit": 5})
         assert len(answer["Warnings"]) == 2
-        assert teud.json("POST", f"/containers/{identity}/update", {"PidsLimit": 0})["Warnings"] == []
+        assert teud.json("POST", f"/containers/{identity}/update", {"PidsLimit": 0})["Warnings"] is None
         assert teud.ask("POST", f"/containers/{identity}/update", {"Devices": [{"PathOnHost": "/dev/null"}]})[0] == 400
 
 

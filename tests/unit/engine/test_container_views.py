@@ -10,7 +10,7 @@ import engine_parts as parts
 import pytest
 
 from teu.engine.backend.containerd import Unavailable
-from teu.engine.containers.network_settings import EndpointSettings, HostPort
+from teu.engine.containers.network_settings import Addresses, EndpointSettings, HostPort
 from teu.engine.core.errors import BadRequest, EngineError
 from teu.engine.core.times import timestamp
 from teu.engine.engine import Engine
@@ -81,6 +81,20 @@ def test_who_runs_and_who_does_not(engine: Engine) -> None:
 )
 def test_filters(engine: Engine, filters: dict[str, list[str]], found: list[str]) -> None:
     assert listed(engine, **filters) == found
+
+
+def test_networks_in_a_list(engine: Engine) -> None:
+    """docker tells only there where a container is, not what was asked for it."""
+    web = engine.containers.get("web")
+    asked = EndpointSettings("a1" * 32, Addresses("10.0.0.9", "", ("169.254.1.1",)), ["x"], ["www"], {"o": "1"})
+    asked.dns_names, asked.address = ["web", "www"], "10.0.0.9"
+    web.network_settings.networks = {"front": asked}
+    (row,) = containers.summaries(engine, False, 0, False, {})
+    (listed_one,) = row["NetworkSettings"]["Networks"].values()  # type: ignore[index]
+    assert [listed_one[key] for key in ("Links", "Aliases", "DriverOpts", "DNSNames")] == [None] * 4
+    assert (listed_one["IPAMConfig"], listed_one["IPAddress"]) == ({"IPv4Address": "10.0.0.9"}, "10.0.0.9")
+    told = web.network_settings.shown()["Networks"]["front"]  # type: ignore[index,call-overload]
+    assert (told["Aliases"], told["DNSNames"]) == (["www"], ["web", "www"])
 
 
 def test_who_is_on_a_network(engine: Engine) -> None:

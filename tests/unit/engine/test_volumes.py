@@ -159,6 +159,17 @@ def test_what_every_driver_does(
         plugin.close()
 
 
+def test_what_was_given_empty_is_told_so(engine: Any) -> None:
+    """Portainer sends empty objects, and docker's command line leaves them out: docker tells the two apart."""
+    engine.volumes.ensure("plain")
+    engine.volumes.ensure("blank", "local", {}, {})
+    engine.volumes.ensure("labelled", "local", None, {"a": "b"})
+    told = [engine.volumes.describe(name) for name in ("plain", "blank", "labelled")]
+    assert [(one["Options"], one["Labels"]) for one in told] == [(None, None), ({}, {}), (None, {"a": "b"})]
+    engine.volumes.rename("blank", "other")
+    assert engine.volumes.describe("other")["Labels"] == {}
+
+
 def test_another_name(engine: Any) -> None:
     volume = engine.volumes.ensure(None)
     Path(volume.mountpoint, "file").write_text("x")

@@ -133,6 +133,11 @@ class EndpointSettings:
             result["Source"] = self.source
         return result
 
+    def listed(self) -> dict[str, Json]:
+        """The same in a list of containers, where docker tells of what was asked for no more than addresses."""
+        asked = None if self.addresses is None else self.addresses._replace(link_local=()).encode()
+        return {**self.shown(), "IPAMConfig": asked, **dict.fromkeys(("Links", "Aliases", "DriverOpts", "DNSNames"))}
+
     def shown(self) -> dict[str, Json]:
         """The API's EndpointSettings."""
         return {
@@ -188,7 +193,7 @@ class NetworkSettings:
     def shown(self, more_aliases: tuple[str, ...] = ()) -> dict[str, Json]:
         """The API's NetworkSettings, with more aliases on the networks that users have made."""
         bridge = self.networks.get("bridge") or EndpointSettings()
-        networks = self.shown_networks()
+        networks = {name: endpoint.shown() for name, endpoint in self.networks.items()}
         for name, endpoint in networks.items():
             if more_aliases and name not in BUILT_IN:
                 endpoint["Aliases"] = [*dict.fromkeys([*(self.networks[name].aliases or ()), *more_aliases])]
@@ -205,9 +210,9 @@ class NetworkSettings:
             "IPv6Gateway": bridge.gateway6,
         }
 
-    def shown_networks(self) -> dict[str, dict[str, Json]]:
-        """The API's NetworkSettings.Networks."""
-        return {name: endpoint.shown() for name, endpoint in self.networks.items()}
+    def listed_networks(self) -> dict[str, dict[str, Json]]:
+        """The API's NetworkSettings.Networks in a list of containers."""
+        return {name: endpoint.listed() for name, endpoint in self.networks.items()}
 
     def _shown(self, networks: dict[str, dict[str, Json]]) -> dict[str, Json]:
         bridge = self.networks.get("bridge") or EndpointSettings()

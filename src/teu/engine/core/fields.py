@@ -473,8 +473,8 @@ class Disconnection(Record):
 class VolumeAsked(Record):
     name: str = member("Name", WORD, "")
     driver: str = member("Driver", WORD, "")
-    options: dict[str, str] = member("DriverOpts", OPTIONS, {})
-    labels: dict[str, str] = member("Labels", LABELS, {})
+    options: dict[str, str] | None = member("DriverOpts", OPTIONS)
+    labels: dict[str, str] | None = member("Labels", LABELS)
     cluster: bool | None = member(
         "ClusterVolumeSpec",
         refused(PRESENCE, "this machine is in no swarm; leave it out for a volume of the machine's own", 503),

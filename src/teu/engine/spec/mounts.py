@@ -262,9 +262,7 @@ def _from_volume_mount(engine: Engine, container: Container, entry: Mount, desti
     subpath = options.subpath or ""
     _check_subpath("volume", subpath)
     driver = options.driver_config or DriverConfig()
-    volume = engine.volumes.ensure(
-        source or None, driver.name or "", driver.options or {}, options.labels or {}, container.id
-    )
+    volume = engine.volumes.ensure(source or None, driver.name or "", driver.options, options.labels, container.id)
     how = MountOptions(copy_image=not options.no_copy, anonymous=not source, subpath=subpath)
     return _volume(volume, destination, "z", not entry.read_only, how)
 

@@ -162,7 +162,7 @@ def summary(container: Container, image: str, names: Iterable[str] = ()) -> dict
         "State": container.status(),
         "Status": status_text(container),
         "HostConfig": {"NetworkMode": container.host_config.network_mode, **_annotations(container)},
-        "NetworkSettings": {"Networks": container.network_settings.shown_networks()},
+        "NetworkSettings": {"Networks": container.network_settings.listed_networks()},
         "Mounts": mount_points(container),
         "Health": {"Status": _health(container), "FailingStreak": health.failing_streak if health else 0},
         **_manifest(container),

@@ -1,24 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
 """The record of a volume: how it is read from engine.db and written there.
 
-    {"Created", "Driver", "Options", "Labels", "Container", "Removing", "Renaming"}
+    {"Created", "Driver", "Options", "Labels", "Container", "Blank", "Removing", "Renaming"}
 
-Driver is left out where it is the default one, Container, Removing and Renaming where they say nothing. Members that
-this teud does not know are kept for the one that wrote them.
+Driver is left out where it is the default one, Container, Blank, Removing and Renaming where they say nothing. Members
+that this teud does not know are kept for the one that wrote them.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from teu.engine.core.records import TEXT_MAP, Faults, Members, Reader, flag, maybe, moment, read, text
+from teu.engine.core.records import TEXT_MAP, TEXTS, Faults, Members, Reader, flag, maybe, moment, read, text
 
 if TYPE_CHECKING:
     from teu.oci.jsontext import Json
 
 
 class VolumeRecord:
-    """`container`: the one that an anonymous volume belongs to. `removing`: its removal has begun, and is finished at
+    """`container`: the one that an anonymous volume belongs to. `blank`: which of Options and Labels were given, and
+    had nothing in them. `removing`: its removal has begun, and is finished at
     the next start. `renaming`: so is the change of its name to this one.
 
     Not saved: `damage` says what is wrong with the record, and `opaque` whether its files cannot be got at."""
@@ -32,6 +33,7 @@ class VolumeRecord:
         self.options = options
         self.labels = labels
         self.container = container
+        self.blank: list[str] = []
         self.removing = False
         self.renaming = ""
         self.other: dict[str, Json] = {}
@@ -45,6 +47,8 @@ class VolumeRecord:
             result["Driver"] = self.driver
         if self.container:
             result["Container"] = self.container
+        if self.blank:
+            result["Blank"] = self.blank
         if self.removing:
             result["Removing"] = True
         if self.renaming:
@@ -70,6 +74,7 @@ def _volume(value: object, where: str, faults: Faults) -> VolumeRecord:
         given.needed("Labels", _TEXT_MAP),
         given.take("Container", _TEXT, ""),
     )
+    record.blank = given.take("Blank", TEXTS, [])
     record.removing = given.take("Removing", flag, False)
     record.renaming = given.take("Renaming", _TEXT, "")
     record.other = given.rest()

@@ -206,6 +206,7 @@ class Volumes:
     ) -> Volume:
         """The volume of this name, made if it is not there; a new anonymous one for None. Who names no driver gets the
         one that has it, also where that is a plugin that nobody has told of it here."""
+        blank = [key for key, given in (("Options", options), ("Labels", labels)) if given == {}]
         labels = dict(labels or {})
         if not name:
             name = uuid.uuid4().hex + uuid.uuid4().hex
@@ -239,6 +240,7 @@ class Volumes:
                 owner = container_id if ANONYMOUS_LABEL in labels else ""
                 other = driver if driver != registry.DEFAULT else ""
                 record = VolumeRecord(timestamp(), other, options, labels, owner)
+                record.blank = blank
                 self._write(name, record)
             except BaseException:
                 if fresh:
@@ -402,10 +404,10 @@ class Volumes:
             **({"Status": {"Error": record.damage}} if record.damage else {}),
             "CreatedAt": record.created[:19] + "Z",
             "Driver": _driver_name(record),
-            "Labels": record.labels or None,
+            "Labels": record.labels if record.labels or "Labels" in record.blank else None,
             "Mountpoint": self._driver(record).path(name),
             "Name": name,
-            "Options": record.options or None,
+            "Options": record.options if record.options or "Options" in record.blank else None,
             "Scope": self._driver(record).scope(name),
         }
 
@@ -443,6 +445,7 @@ class Volumes:
         self._driver(record).rename(name, new)
         labels = {key: text for key, text in record.labels.items() if key != ANONYMOUS_LABEL}
         fresh = VolumeRecord(record.created, record.driver, record.options, labels)
+        fresh.blank = record.blank
         fresh.other = record.other
         with self._database.transaction() as cursor:
             cursor.execute("DELETE FROM volumes WHERE name=?", (name,))

@@ -127,7 +127,7 @@ def resize(engine: Engine, request: Request, name: str) -> Response:
 def update(engine: Engine, request: Request, name: str) -> Response:
     body = request.decode(fields.UPDATE, heed="update")
     container = engine.containers.get(name)
-    return json_response({"Warnings": limits.update(engine, container, body)})
+    return json_response({"Warnings": limits.update(engine, container, body) or None})
 
 
 @route("POST", "/containers/{name}/change")
