@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import time
 from types import SimpleNamespace
@@ -12,7 +13,7 @@ from urllib.parse import quote
 import pytest
 
 from teu.engine.api.messages import Request
-from teu.engine.api.routes.networks import list_networks
+from teu.engine.api.routes.networks import connect_network, list_networks
 from teu.engine.core import filters, times, units
 from teu.engine.core.errors import BadRequest
 from teu.engine.core.events import Events, matches
@@ -110,6 +111,20 @@ def test_which_networks_are_told() -> None:
     assert listed(name=["web"]) == listed(type=["custom"]) == ["web", "my_web"]
     assert listed(name=["^web$"]) == listed(id=["w" * 12]) == ["web"]
     assert listed(name=["^we$"]) == listed(id=["x"]) == []
+
+
+@pytest.mark.parametrize(("version", "mac"), [((1, 53), ""), ((1, 54), "02:00:00:00:00:07")])
+def test_an_address_that_is_sent_back(version: tuple[int, int], mac: str) -> None:
+    """Watchtower and Portainer connect with all that they have read of an endpoint."""
+    found: list[str] = []
+    endpoints = SimpleNamespace(connect=lambda network, container, asked: found.append(asked.mac))
+    known = SimpleNamespace(get=lambda name: None)
+    engine: Any = SimpleNamespace(networks=known, containers=known, endpoints=endpoints)
+    body = {"Container": "x", "EndpointConfig": {"MacAddress": "02:00:00:00:00:07", "EndpointID": "e"}}
+    headers = {"content-type": "application/json"}
+    text: Any = io.BytesIO(json.dumps(body).encode())
+    connect_network(engine, Request("POST", "/networks/n/connect", headers=headers, body=text, version=version), "n")
+    assert found == [mac]
 
 
 def _described(network: Network, containers: bool) -> dict[str, object]:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 FILTERS = {"driver", "id", "label", "name", "scope", "type", "dangling"}
 PRUNE_FILTERS = {"label", "label!", "until"}
+CONNECTED_MAC = (1, 54)  # since when it is heeded: before, clients have sent back the one that they had read
 BRIEF = (1, 28)  # since when the containers of a network are told of one network alone
 
 
@@ -109,6 +110,8 @@ def remove_network(engine: Engine, request: Request, name: str) -> Response:
 @route("POST", "/networks/{name}/connect")
 def connect_network(engine: Engine, request: Request, name: str) -> Response:
     body = request.decode(fields.CONNECT)
+    if request.version < CONNECTED_MAC:
+        body.endpoint.mac = ""
     network = engine.networks.get(name)
     container = engine.containers.get(body.container)
     engine.endpoints.connect(network, container, body.endpoint)
