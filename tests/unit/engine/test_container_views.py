@@ -33,6 +33,7 @@ def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Engine:
     web = parts.container(engine, "web", {"Labels": {"tier": "front"}, "ExposedPorts": {"80/tcp": {}}})
     web.started_once = True
     web.state.runs(1, timestamp())
+    web.network_settings.ports = {"80/tcp": None, "53/udp": [HostPort("0.0.0.0", "5353")]}
     done = parts.container(engine, "done", {"Labels": {"tier": "back"}})
     done.started_once = True
     done.state.ends(3, timestamp(), False)
@@ -61,6 +62,10 @@ def test_published_ports(engine: Engine) -> None:
 def test_who_runs_and_who_does_not(engine: Engine) -> None:
     assert listed(engine, every=False) == ["web"]
     assert listed(engine) == ["fresh", "done", "web"]
+    assert listed(engine, every=False, status=["exited"]) == ["done"]
+    assert listed(engine, every=False, exited=["3"]) == [], (
+        "docker takes those that run alone, unless all are asked for"
+    )
     assert listed(engine, limit=2) == ["fresh", "done"]
 
 
@@ -75,12 +80,28 @@ def test_who_runs_and_who_does_not(engine: Engine) -> None:
         ({"name": ["^/we"]}, ["web"]),
         ({"name": ["e$", "esh"]}, ["fresh", "done"]),
         ({"expose": ["80"]}, ["web"]),
+        ({"expose": ["53"]}, []),
+        ({"expose": ["50-60/udp"]}, ["web"]),
+        ({"publish": ["5353/udp"]}, ["web"]),
+        ({"publish": ["5353"]}, []),
+        ({"publish": ["1"], "expose": ["80"]}, ["web"]),
         ({"before": ["done"]}, ["web"]),
         ({"since": ["done"]}, ["fresh"]),
     ],
 )
 def test_filters(engine: Engine, filters: dict[str, list[str]], found: list[str]) -> None:
     assert listed(engine, **filters) == found
+
+
+def test_an_ancestor_is_an_image_and_no_name(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name that has moved to another image is not that of the old one's containers."""
+    for name, image in (("web", "sha256:new"), ("done", "sha256:old")):
+        engine.containers.get(name).image_id = image
+        engine.containers.get(name).config.image = "app:latest"
+    monkeypatch.setattr(engine.images, "lookup", lambda name: (name, ""))
+    monkeypatch.setattr(engine.images, "ids", lambda found: {"sha256:new"} if found == ["app:latest"] else set())
+    assert listed(engine, ancestor=["app:latest"]) == ["web"]
+    assert listed(engine, ancestor=["nosuch"]) == []
 
 
 def test_networks_in_a_list(engine: Engine) -> None:

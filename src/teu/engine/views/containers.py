@@ -23,7 +23,6 @@ from teu.engine.core.times import NEVER, nanoseconds, parse
 from teu.engine.files import snapshots
 from teu.engine.images.store import parse_reference
 from teu.engine.logs.jsonfile import log_path
-from teu.engine.networks.ports import canonical
 from teu.engine.spec import build
 from teu.oci.humantime import human_duration
 from teu.systemd import host
@@ -226,7 +225,7 @@ def summaries(
     """GET /containers/json, the newest first, as this version of the API has it. Raises BadRequest, NotFound."""
     _check_filters(filters)
     found = sorted(engine.containers.all(), key=lambda container: container.created, reverse=True)
-    if not (everything or limit > 0 or filters.get("status") or filters.get("exited")):
+    if not (everything or limit > 0 or filters.get("status")):
         found = [container for container in found if container.running]
     found = _created_about(engine, found, filters)
     tests = _tests(engine, filters)
@@ -297,8 +296,6 @@ _FITS: dict[str, Callable[[Container, str], bool]] = {
         value in (point.name or point.source, point.destination) for point in container.mounts
     ),
     "health": lambda container, value: _health(container) == value,
-    "publish": lambda container, value: _port_matches(container, value, True),
-    "expose": lambda container, value: _port_matches(container, value, False),
     "is-task": lambda _container, value: value.lower() in ("0", "false"),
 }
 
@@ -310,7 +307,9 @@ def _tests(engine: Engine, filters: dict[str, list[str]]) -> list[Test]:
         tests.append(lambda container: labels_match(container.labels, filters["label"]))
     if "ancestor" in filters:
         ancestors = _ancestors(engine, filters["ancestor"])
-        tests.append(lambda container: container.image_id in ancestors or container.config.image in filters["ancestor"])
+        tests.append(lambda container: container.image_id in ancestors)
+    if ports := [(value, key == "publish") for key in ("publish", "expose") for value in filters.get(key, ())]:
+        tests.append(lambda container: any(_port_matches(container, value, published) for value, published in ports))
     return tests + [_test(fits, filters[key]) for key, fits in _FITS.items() if key in filters]
 
 
@@ -342,17 +341,15 @@ def _search(pattern: str, name: str) -> bool:
 
 
 def _port_matches(container: Container, text: str, published: bool) -> bool:
+    """Of those that it has while it runs. A number without a protocol is one of TCP's."""
     numbers, _, protocol = text.partition("/")
     first, _, last = numbers.partition("-")
     low, high = natural(first), natural(last or first)
     if low is None or high is None:
         raise BadRequest(f"invalid port filter: {text[:100]!r}")
-    known = container.network_settings.ports
-    if not published:
-        known = {**dict.fromkeys(map(canonical, container.config.exposed_ports or ())), **known}
-    for name, bindings in known.items():
+    for name, bindings in container.network_settings.ports.items():
         number, _, kind = name.partition("/")
-        if protocol and kind != protocol or published and not bindings:
+        if kind != (protocol or "tcp") or published and not bindings:
             continue
         values = [int(number)] if number.isascii() and number.isdigit() else []
         if published:
