@@ -435,7 +435,7 @@ def test_keys_in_any_case(both: Peers) -> None:
         assert ask(daemon, "POST", "/containers/create", {"Image": "busybox", "image": "no-such"})[0] == 404
         status, answer = ask(daemon, "POST", "/containers/taken/exec", {"cmd": ["true"], "detachKeys": "a,b"})
         assert status == 201
-        assert ask(daemon, "GET", f"/exec/{answer['Id']}/json")[1]["DetachKeys"] in ("a,b", "YSxi", "YWI=")
+        assert ask(daemon, "GET", f"/exec/{answer['Id']}/json")[1]["DetachKeys"] == "YWI="
         assert ask(daemon, "POST", "/volumes/create", {"name": "any-case"})[1]["Name"] == "any-case"
         assert ask(daemon, "DELETE", "/volumes/any-case")[0] == 204
         status, answer = ask(daemon, "POST", "/networks/create", {"name": "any-case"})

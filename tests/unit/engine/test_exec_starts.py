@@ -94,6 +94,16 @@ def test_it_runs_from_its_start_on(execution: execs.Exec) -> None:
     assert execution.inspect()["Running"] is False
 
 
+def test_what_is_told_of_it(execution: execs.Exec) -> None:
+    """The keys as bytes in base64, and no user where nobody has named one, as Go writes them."""
+    told = execution.inspect()
+    assert told["DetachKeys"] == "" and "user" not in told["ProcessConfig"]  # type: ignore[operator]
+    options = ExecConfig(cmd=["sh", "-c", "x"], user="1", detach_keys="ctrl-x,a")
+    told = execs.Exec(execution.engine, execution.container, options).inspect()
+    assert told["DetachKeys"] == "GGE=" and told["ProcessConfig"]["user"] == "1"  # type: ignore[index]
+    assert told["ProcessConfig"]["arguments"] == ["-c", "x"]  # type: ignore[index]
+
+
 @pytest.mark.parametrize(
     ("upgrade", "version", "tty", "multiplexed"),
     [

@@ -6,6 +6,7 @@ created ──start──▶ running ──exit──▶ exited        (forgotte
 
 from __future__ import annotations
 
+import base64
 import logging
 import os
 import secrets
@@ -54,7 +55,7 @@ class Exec:
         self.directory = options.working_dir or container.config.working_dir or "/"
         self.detach_keys = options.detach_keys or ""
         try:
-            detach.parse(self.detach_keys or detach.DEFAULT)
+            self._keys = detach.parse(self.detach_keys) if self.detach_keys else b""
         except BadRequest:
             raise BadRequest(f"Invalid escape keys ({self.detach_keys}) provided") from None
         self.console_size = options.console_size
@@ -195,14 +196,14 @@ class Exec:
                 "entrypoint": self.command[0],
                 "arguments": self.command[1:],
                 "privileged": self.privileged,
-                "user": self.user,
+                **({"user": self.user} if self.user else {}),
             },
             "OpenStdin": self.stdin,
             "OpenStderr": self.stderr,
             "OpenStdout": self.stdout,
             "CanRemove": self.ended.is_set(),
             "ContainerID": self.container.id,
-            "DetachKeys": self.detach_keys,
+            "DetachKeys": base64.b64encode(self._keys).decode(),
             "Pid": self.pid,
         }
 
