@@ -14,7 +14,7 @@ import pytest
 
 from teu import config as configuration
 from teu.engine.config import KEYS, check
-from teu.engine.containers import defaults
+from teu.engine.containers import defaults, hostconfig
 from teu.engine.containers.defaults import Limit
 from teu.engine.core.errors import EngineError
 from teu.engine.core.fields import CONFIG, CONTAINER, HOST_CONFIG
@@ -146,12 +146,22 @@ def test_the_time_to_stop(tmp_path: Path) -> None:
     assert defaults.stop_seconds(CONFIG.read({}), told(tmp_path, "")) == 10
 
 
+def test_lists_that_nobody_has_given_are_null(tmp_path: Path) -> None:
+    """Compose and Terraform send null, docker's command line an empty list: each reads again what it has sent."""
+    engine = parts.engine(tmp_path)
+    names = ["Devices", "Ulimits", *hostconfig.BLOCK_LIMITS.values()]
+    sent = parts.container(engine, "sent", None, **dict.fromkeys(names, []))
+    for container, told in ((parts.container(engine), None), (sent, [])):
+        shown = views._host_config(engine, container)
+        assert [shown[name] for name in names] == [told] * len(names)
+
+
 def test_inspect_tells_the_ulimits_in_force(tmp_path: Path) -> None:
     engine = parts.engine(tmp_path, default_ulimits={"nofile": Limit(5, 6)})
     container = parts.container(engine)
     shown = views._host_config(engine, container)
     assert shown["Ulimits"] == [{"Name": "nofile", "Soft": 5, "Hard": 6}]
-    assert container.host_config.ulimits == [], "the record keeps what was asked for"
+    assert container.host_config.ulimits is None, "the record keeps what was asked for"
 
 
 def test_names_and_a_reload(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -50,9 +50,9 @@ def fill(host: HostConfig, settings: Mapping[str, Any]) -> HostConfig:
 
 def ulimits(host: HostConfig, settings: Mapping[str, Any]) -> list[Ulimit]:
     """Those of a container, and of the default ones those that it does not name."""
-    own = {(limit.name or "").lower() for limit in host.ulimits}
+    own = {(limit.name or "").lower() for limit in host.ulimits or ()}
     return [
-        *host.ulimits,
+        *(host.ulimits or ()),
         *(
             Ulimit(name=name, soft=limit.soft, hard=limit.hard)
             for name, limit in settings["default-ulimits"].items()

@@ -164,10 +164,10 @@ def check_resources(host: HostConfig) -> None:
     if host.blkio_weight and not 10 <= host.blkio_weight <= 1000:
         raise BadRequest("Range of blkio weight is from 10 to 1000")
     for attribute, name in BLOCK_LIMITS.items():
-        for number, entry in enumerate(getattr(host, attribute)):
+        for number, entry in enumerate(getattr(host, attribute) or ()):
             if not entry.path:
                 raise BadRequest(f"HostConfig.{name}[{number}].Path must name a block device")
-    _check_ulimits(host.ulimits)
+    _check_ulimits(host.ulimits or ())
     if not -1000 <= host.oom_score_adj <= 1000:
         raise BadRequest(f"Invalid value {host.oom_score_adj}, range for oom score adj is [-1000, 1000]")
 
@@ -272,7 +272,7 @@ def discard(host: HostConfig, present: set[str], warnings: list[str]) -> None:
             continue
         warnings.append(f"{what} is discarded: this machine has no cgroup controller for {controller}")
         for name in names:
-            setattr(host, name, HostConfig.members[name].field.fresh())
+            setattr(host, name, [] if name in BLOCK_LIMITS else HostConfig.members[name].field.fresh())
         if "memory" in names:
             host.memory_swap = -1
     if host.memory and host.memory_swap != -1 and not _swap_is_limited():

@@ -147,18 +147,18 @@ class Resources(Record):
     nano_cpus: int = member("NanoCpus", INT64, 0)  # billionths of a CPU
     cgroup_parent: str = member("CgroupParent", WORD, "")
     blkio_weight: int = member("BlkioWeight", UINT16, 0)
-    blkio_weight_device: list[WeightDevice] = member("BlkioWeightDevice", WEIGHT, [])
-    blkio_device_read_bps: list[ThrottleDevice] = member("BlkioDeviceReadBps", RATE, [])
-    blkio_device_write_bps: list[ThrottleDevice] = member("BlkioDeviceWriteBps", RATE, [])
-    blkio_device_read_iops: list[ThrottleDevice] = member("BlkioDeviceReadIOps", RATE, [])
-    blkio_device_write_iops: list[ThrottleDevice] = member("BlkioDeviceWriteIOps", RATE, [])
+    blkio_weight_device: list[WeightDevice] | None = member("BlkioWeightDevice", WEIGHT)
+    blkio_device_read_bps: list[ThrottleDevice] | None = member("BlkioDeviceReadBps", RATE)
+    blkio_device_write_bps: list[ThrottleDevice] | None = member("BlkioDeviceWriteBps", RATE)
+    blkio_device_read_iops: list[ThrottleDevice] | None = member("BlkioDeviceReadIOps", RATE)
+    blkio_device_write_iops: list[ThrottleDevice] | None = member("BlkioDeviceWriteIOps", RATE)
     cpu_period: int = member("CpuPeriod", INT64, 0)  # microseconds, as is the quota
     cpu_quota: int = member("CpuQuota", INT64, 0)
     cpu_realtime_period: int = member("CpuRealtimePeriod", refused(INT64, _NO_REALTIME), 0)
     cpu_realtime_runtime: int = member("CpuRealtimeRuntime", refused(INT64, _NO_REALTIME), 0)
     cpuset_cpus: str = member("CpusetCpus", WORD, "")
     cpuset_mems: str = member("CpusetMems", WORD, "")
-    devices: list[Device] = member("Devices", ListOf(RecordOf(Device)), [])
+    devices: list[Device] | None = member("Devices", ListOf(RecordOf(Device)))
     device_cgroup_rules: list[str] | None = member("DeviceCgroupRules", WORD_LIST)
     # Refused in hostconfig, in the words that say which device.
     device_requests: list[DeviceRequest] | None = member("DeviceRequests", ListOf(DEVICE_REQUEST))
@@ -170,7 +170,7 @@ class Resources(Record):
     memory_swappiness: int | None = member("MemorySwappiness", INT64)
     oom_kill_disable: bool | None = member("OomKillDisable", FLAG)
     pids_limit: int | None = member("PidsLimit", INT64)
-    ulimits: list[Ulimit] = member("Ulimits", ListOf(RecordOf(Ulimit)), [])
+    ulimits: list[Ulimit] | None = member("Ulimits", ListOf(RecordOf(Ulimit)))
     cpu_count: int = member("CpuCount", meaningless(INT64), 0)  # these four are Windows'
     cpu_percent: int = member("CpuPercent", meaningless(INT64), 0)
     io_maximum_iops: int = member(

@@ -58,7 +58,8 @@ def _given(container: Container, body: Mapping[str, object]) -> dict[str, object
     """The limits that are asked for, by their attributes. Raises BadRequest."""
     weights = body.get("BlkioWeightDevice")
     paths = {one.path for one in weights} if isinstance(weights, list) else None
-    gone = paths is not None and any(one.path not in paths for one in container.host_config.blkio_weight_device)
+    weighed = container.host_config.blkio_weight_device or ()
+    gone = paths is not None and any(one.path not in paths for one in weighed)
     if gone and container.running:
         raise BadRequest("BlkioWeightDevice: a weight cannot be taken away while the container runs; stop it before")
     # Numbers of 0 and empty texts are as good as absent; no limit of processes is one that can be asked for, and so is
@@ -79,9 +80,9 @@ def _with_those_that_go(changed: HostConfig, before: HostConfig) -> HostConfig:
     rate 0, which is none."""
     result = changed.copy()
     for attribute in RATES:
-        kept: list[ThrottleDevice] = getattr(changed, attribute)
+        kept: list[ThrottleDevice] = getattr(changed, attribute) or []
         paths = {one.path for one in kept}
-        gone = [one.path for one in getattr(before, attribute) if one.path not in paths]
+        gone = [one.path for one in getattr(before, attribute) or () if one.path not in paths]
         none = [ThrottleDevice(path=path, rate=0) for path in gone if os.path.exists(path or "")]
         setattr(result, attribute, [*kept, *none])
     return result

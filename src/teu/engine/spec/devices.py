@@ -50,7 +50,7 @@ def _below(top: str) -> list[str]:
 
 def check(host: HostConfig) -> None:
     """What can be refused at create already."""
-    for number, entry in enumerate(host.devices):
+    for number, entry in enumerate(host.devices or ()):
         where = f"HostConfig.Devices[{number}]"
         if not entry.path_on_host:
             raise BadRequest(f"{where}.PathOnHost must name a device of this machine")
@@ -74,7 +74,7 @@ def devices(host: HostConfig) -> tuple[list[Object], list[Object]]:
         return nodes, [{"allow": True, "access": "rwm"}]
     rules: list[Object] = defaults.device_rules()
     nodes = []
-    for entry in host.devices:
+    for entry in host.devices or ():
         access = entry.cgroup_permissions or "rwm"
         for node in _nodes(entry):
             nodes.append(node)

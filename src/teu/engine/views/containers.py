@@ -402,7 +402,7 @@ _NULLS = ("Cmd", "Entrypoint", "Env", "Volumes", "OnBuild")
 
 def _host_config(engine: Engine, container: Container) -> dict[str, object]:
     in_force = container.host_config.copy()
-    in_force.ulimits = defaults.ulimits(in_force, engine.config)
+    in_force.ulimits = defaults.ulimits(in_force, engine.config) or in_force.ulimits
     whole = HOST_CONFIG.write(in_force)
     host = {key: value for key, value in whole.items() if value is not None or key not in _OMITTED}
     if not container.host_config.privileged:
