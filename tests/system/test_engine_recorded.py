@@ -37,6 +37,7 @@ STORIES = (compose, devcontainers, docker_java, gitlab_runner, portainer, terraf
 # Where shapes differ in every story, and why.
 OTHERWISE = {
     r"(.*/)?GraphDriver/Data(/.*)?": "snapshots are containerd's here: there are no folders to name",
+    r"HostConfig/OomKillDisable": "dockerd says false until the first start, and null from then on",
 }
 
 
