@@ -202,6 +202,7 @@ def test_filters() -> None:
     assert old.filters() == {"label": ["a"]}
     assert Query("filters=%7B%22name%22%3A%5B%22x%22%5D%7D").filters() == {"name": ["x"]}
     assert Query("filters=%7B%22name%22%3Anull%7D").filters() == {}
+    assert Query("filters=null").filters() == Query("filters=").filters() == {}
     for bad in ("%5B%5D", "%7B", "%7B%22a%22%3A1%7D", "%7B%22a%22%3A%5B1%5D%7D", "%7B%22a%22%3A%7B%22b%22%3A5%7D%7D"):
         with pytest.raises(BadRequest):
             Query(f"filters={bad}").filters()

@@ -64,6 +64,8 @@ class Query:
             return {}
         try:
             value = loads(text.encode())
+            if value is None:  # as scripts write what they have not set
+                return {}
             if not isinstance(value, dict):
                 raise ValueError
             result: dict[str, list[str]] = {}
