@@ -37,11 +37,20 @@ def options(settings: Settings) -> distribution.Options:
     )
 
 
+def credentials(auth: str) -> distribution.Credentials:
+    """Those of an X-Registry-Auth header. One that cannot be read is none, as with docker: whether any are needed is
+    the registry's to say."""
+    try:
+        return distribution.credentials_from_header(auth)
+    except ValueError as error:
+        log.warning("%s; the registry is asked without credentials", error)
+        return distribution.Credentials()
+
+
 def connect(settings: Settings, domain: str, auth: str, resource: str = "") -> distribution.Registry:
     """`resource`: what is asked for, where that is no image (distribution.Registry)."""
     try:
-        credentials = distribution.credentials_from_header(auth)
-        registry = distribution.Registry(domain, credentials, options(settings))
+        registry = distribution.Registry(domain, credentials(auth), options(settings))
     except ValueError as error:
         raise errors.BadRequest(str(error)) from None
     except distribution.RegistryError as error:
@@ -105,9 +114,9 @@ def login(settings: Settings, given: Login) -> None:
         raise errors.BadRequest(f"serveraddress {domain!r} is no registry's address, like registry.example:5000")
     if domain in ("", "index.docker.io", "registry-1.docker.io"):
         domain = "docker.io"
-    credentials = distribution.Credentials(given.user, given.password, given.identity_token, given.registry_token)
+    told = distribution.Credentials(given.user, given.password, given.identity_token, given.registry_token)
     try:
-        with distribution.Registry(domain, credentials, options(settings)) as registry:
+        with distribution.Registry(domain, told, options(settings)) as registry:
             registry.ping()
     except distribution.Unauthorized as error:
         raise errors.Unauthorized(f"login attempt to {domain} failed: {error}") from None

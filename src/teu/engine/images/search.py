@@ -7,7 +7,6 @@ That is no part of OCI's distribution-spec: docker.io answers it at index.docker
 
 from __future__ import annotations
 
-import contextlib
 from typing import TYPE_CHECKING
 from urllib.parse import urlencode
 
@@ -78,12 +77,9 @@ def _split(term: str) -> tuple[str, str]:
 
 
 def _asked(settings: Settings, domain: str, words: str, limit: int, auth: str) -> list[SearchResult]:
-    credentials = None
-    with contextlib.suppress(ValueError):  # nobody needs any for a search: what is wrong with them does not matter
-        credentials = distribution.credentials_from_header(auth)
     path = f"/v1/search?{urlencode({'q': words, 'n': limit})}"
     try:
-        with distribution.Registry(domain, credentials, registries.options(settings)) as registry:
+        with distribution.Registry(domain, registries.credentials(auth), registries.options(settings)) as registry:
             data = registry.request("GET", path).read(ANSWER_MAX)
     except distribution.NotFound:
         raise EngineError(f"{domain} cannot be searched: it answers {path.partition('?')[0]} with status 404") from None

@@ -59,7 +59,7 @@ def create_image(engine: Engine, request: Request) -> Response:
         raise BadRequest("invalid reference format: repository name must have at least one component")
     from teu.engine.images import pull  # 15 ms
 
-    wanted = parse_reference(source)
+    wanted = parse_reference(source.removesuffix(":"))  # so have older clients asked for all tags
     tag = query.get("tag")
     if tag:
         if ":" in tag:
