@@ -98,8 +98,11 @@ def test_what_is_told_of_it(execution: execs.Exec) -> None:
     """The keys as bytes in base64, and no user where nobody has named one, as Go writes them."""
     told = execution.inspect()
     assert told["DetachKeys"] == "" and "user" not in told["ProcessConfig"]  # type: ignore[operator]
+    assert execution.label == "sh ", "as docker's events have it"
     options = ExecConfig(cmd=["sh", "-c", "x"], user="1", detach_keys="ctrl-x,a")
-    told = execs.Exec(execution.engine, execution.container, options).inspect()
+    other = execs.Exec(execution.engine, execution.container, options)
+    told = other.inspect()
+    assert other.label == "sh -c x"
     assert told["DetachKeys"] == "GGE=" and told["ProcessConfig"]["user"] == "1"  # type: ignore[index]
     assert told["ProcessConfig"]["arguments"] == ["-c", "x"]  # type: ignore[index]
 
@@ -118,3 +121,16 @@ def test_what_the_stream_is_called(
 ) -> None:
     response = route.start(execution.engine, asked(upgrade, version, Tty=tty), "x")
     assert ("multiplexed" in response.headers["Content-Type"]) == multiplexed
+
+
+@pytest.mark.parametrize("by_keys", [False, True])
+def test_who_leaves_by_the_keys_is_told_of(
+    execution: execs.Exec, monkeypatch: pytest.MonkeyPatch, by_keys: bool
+) -> None:
+    told: list[tuple[str, dict[str, str]]] = []
+    execution.container.event = lambda action, **more: told.append((action, more))  # type: ignore[method-assign]
+    execution.hub = SimpleNamespace(attach=lambda *_, **__: None)  # type: ignore[assignment]
+    monkeypatch.setattr(execution, "start", lambda: None)
+    monkeypatch.setattr(route, "serve", lambda *_: by_keys)
+    assert heard(route.start(execution.engine, asked(True, Tty=True), "x")) == b""
+    assert told == ([("exec_detach", {"execID": execution.id})] if by_keys else [])

@@ -159,6 +159,17 @@ def test_what_every_driver_does(
         plugin.close()
 
 
+def test_where_a_volume_is_mounted_is_told(engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[tuple[str, str, dict[str, str]]] = []
+    monkeypatch.setattr(
+        engine.volumes._events, "publish", lambda kind, action, name, given: told.append((action, name, given))
+    )
+    engine.volumes.ensure("data")
+    engine.volumes.mount("data", "c1", "/there", False, "rslave")
+    where = {"driver": "local", "container": "c1", "destination": "/there"}
+    assert told[-1] == ("mount", "data", {**where, "read/write": "false", "propagation": "rslave"})
+
+
 def test_what_was_given_empty_is_told_so(engine: Any) -> None:
     """Portainer sends empty objects, and docker's command line leaves them out: docker tells the two apart."""
     engine.volumes.ensure("plain")

@@ -142,7 +142,7 @@ def _mount_now(engine: Engine, container: Container, point: MountPoint, taken: s
     if hidden:
         raise BadRequest(f"{point.destination} would hide {hidden[0]}, which is mounted: stop the container first")
     if point.type == "volume":
-        engine.volumes.mount(point.name or "", container.id)
+        engine.volumes.mount(point.name or "", container.id, point.destination, point.rw, point.propagation)
     live.attach(engine, container, point)
 
 

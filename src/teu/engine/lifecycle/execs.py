@@ -78,6 +78,11 @@ class Exec:
         folder = self.folder
         return f"{folder}/stdin" if self.stdin else "", f"{folder}/stdout", "" if self.tty else f"{folder}/stderr"
 
+    @property
+    def label(self) -> str:
+        """As events have it: behind a program without arguments there is a space, with docker."""
+        return f"{self.command[0]} {' '.join(self.command[1:])}"
+
     def process(self) -> Object:
         """The process of the runtime specification."""
         wanted = Command(self.command, self.user, self.directory, self.tty, self.environment, self.privileged)
@@ -97,8 +102,7 @@ class Exec:
     def start(self) -> None:
         """After `claim`. The clients are attached to the hub already."""
         with self._lock:
-            label = " ".join(self.command)
-            self.container.event(f"exec_start: {label}", execID=self.id)
+            self.container.event(f"exec_start: {self.label}", execID=self.id)
             try:
                 Path(self.folder).mkdir(mode=0o700)
                 paths = self.paths()
@@ -263,7 +267,7 @@ def create(engine: Engine, container: Container, options: ExecConfig) -> Exec:
         users.find(engine, container, options.user)  # what is wrong with it is told before anybody attaches
     execution = Exec(engine, container, options)
     container.execs[execution.id] = execution
-    container.event(f"exec_create: {' '.join(execution.command)}", execID=execution.id)
+    container.event(f"exec_create: {execution.label}", execID=execution.id)
     return execution
 
 

@@ -410,7 +410,9 @@ def _source(engine: Engine, container: Container, point: MountPoint, sources: co
     if point.type == "image":
         source = _image(engine, container, point, sources)
     if point.type == "volume":
-        source = point.source = engine.volumes.mount(point.name or "", container.id)
+        source = point.source = engine.volumes.mount(
+            point.name or "", container.id, point.destination, point.rw, point.propagation
+        )
         if point.options.subpath:
             part = point.copy()
             part.source = source

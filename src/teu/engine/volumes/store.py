@@ -250,10 +250,14 @@ class Volumes:
         self._event("create", name, driver)
         return self._volume(name, record, True)
 
-    def mount(self, name: str, container_id: str) -> str:
-        """Make the volume usable for a container that starts; returns the path on the host."""
+    def mount(
+        self, name: str, container_id: str, destination: str = "", writable: bool = True, propagation: str = ""
+    ) -> str:
+        """Make the volume usable for a container that starts; returns the path on the host. The rest is told in the
+        event."""
         path = self.hold(name, container_id)
-        self._event("mount", name, self.driver(name), container=container_id, destination="")
+        how = {"destination": destination, "read/write": str(writable).lower(), "propagation": propagation}
+        self._event("mount", name, self.driver(name), container=container_id, **how)
         return path
 
     def has_options(self, name: str) -> bool:

@@ -75,7 +75,8 @@ def start(engine: Engine, request: Request, identity: str) -> Response:
             tasks.close_stdin(engine.containerd, execution.container.id, execution.id)
             hub.close_stdin()
 
-        serve(hub, client, sock, early, execution.stdin, keys, close_stdin)
+        if serve(hub, client, sock, early, execution.stdin, keys, close_stdin):
+            execution.container.event("exec_detach", execID=execution.id)
 
     return hijack(take_over, content_type(request, terminal, taken_over=True))
 
