@@ -17,7 +17,7 @@ from teu.engine.api.messages import Request
 from teu.engine.api.routes import exec as route
 from teu.engine.core.errors import Conflict
 from teu.engine.core.fields import ExecConfig
-from teu.engine.lifecycle import execs
+from teu.engine.lifecycle import execs, health
 
 
 @pytest.fixture
@@ -134,3 +134,22 @@ def test_who_leaves_by_the_keys_is_told_of(
     monkeypatch.setattr(route, "serve", lambda *_: by_keys)
     assert heard(route.start(execution.engine, asked(True, Tty=True), "x")) == b""
     assert told == ([("exec_detach", {"execID": execution.id})] if by_keys else [])
+
+
+def test_a_health_check_is_an_exec_as_others_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is told of when it is created, too."""
+    told: list[str] = []
+    container: Any = SimpleNamespace(
+        id="c",
+        config=SimpleNamespace(user="", working_dir=""),
+        must_run=lambda: None,
+        execs={},
+        event=lambda action, **more: told.append(action),
+    )
+    monkeypatch.setattr(execs, "Hub", lambda pump, tty: SimpleNamespace(followers=[]))
+    monkeypatch.setattr(execs.Exec, "start", lambda self: (setattr(self, "exit_code", 3), self.ended.set()))
+    checks: Any = object.__new__(health._Checks)
+    checks.engine = SimpleNamespace(pump=None, figures=SimpleNamespace(check_started=lambda seconds: None))
+    checks.container = container
+    assert checks._probe(["true"], 10**9) == (3, "")
+    assert told == ["exec_create: true "] and not container.execs

@@ -161,8 +161,7 @@ class _Checks:
         return Probe(start=began, end=timestamp(), exit_code=code, output=output)
 
     def _probe(self, command: list[str], timeout: int) -> tuple[int, str]:
-        execution = execs.Exec(self.engine, self.container, ExecConfig(cmd=command, attach_stdout=True))
-        self.container.execs[execution.id] = execution
+        execution = execs.create(self.engine, self.container, ExecConfig(cmd=command, attach_stdout=True))
         output = bytearray()
 
         def listen(_kind: int, data: bytes) -> bool:
