@@ -166,7 +166,7 @@ COMMANDS = {
 !  --topology-preferred  list    Of a cluster's volume
 !  --topology-required   list    Of a cluster's volume
 !  --type                string  Of a cluster's volume
--o --opt     map     Set an option of the driver, KEY=VALUE
+-o --opt     map     Set an option of the driver, KEY=VALUE (local: size, type, device, o)
 """,
     ),
     "volume rename": Command(rename, "VOLUME NEW_NAME", 2, 2),

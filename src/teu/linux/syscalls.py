@@ -96,6 +96,7 @@ NR_clone3 = 435
 NR_openat2 = 437
 NR_pidfd_getfd = 438
 NR_mount_setattr = 442
+NR_quotactl_fd = 443
 NR_pidfd_send_signal = 424
 
 # -- calling ---------------------------------------------------------------------------------------

@@ -19,6 +19,9 @@ BACKWARD = "containerd.io/gc.bref."  # on the object that is needed
 UNCOMPRESSED = "containerd.io/uncompressed"  # on a layer's blob: the digest of what is in it
 BUILDER = "io.teu.builder"  # on a container: it is a step of this builder's (its worker's id), and nobody else's
 SAME_AS = "io.teu.snapshot.same-as"  # asked of Prepare: what is wanted is that committed snapshot, if it stands there
+# Asked of Prepare, of a snapshotter that has the capability SIZES: how many bytes the snapshot may have of its own, in
+# decimal digits. The prefix is that of labels which a containerd hands down to its snapshotters.
+SIZE, SIZES = "containerd.io/snapshot/teu.size", "teu.size"
 LEAN = "io.teu.content.lean"  # on a layer's blob, while its large files are in the snapshot of which it was made alone
 SOURCE = "containerd.io/distribution.source"  # .HOST, on a blob: the repositories that it came from
 

@@ -211,7 +211,7 @@ def test_registered_snapshotters_and_proxies(context: Context, tmp_path: Any) ->
         assert sorted(found) == sorted([*registry.BUILT_IN, "far"])
         assert {name: one.name for name, one in found.items()} == {name: name for name in found}
         assert found["far"].capabilities == ("rebase",)
-        assert found["overlayfs"].capabilities == ("remap-ids",)
+        assert found["overlayfs"].capabilities == ("remap-ids", "teu.size")
         assert found["native"].capabilities == ()
         with pytest.raises(Unavailable):
             found["far"].stat("a")

@@ -88,6 +88,10 @@ class Snapshotter(Protocol):
     def prepare(self, name: str, parent: str, labels: dict[str, str]) -> list[Mount]:
         """Make an active snapshot over the committed `parent`, or over nothing ("").
 
+        With the label oci.labels.SIZE it may have so many bytes of its own, for as long as it is there: a snapshotter
+        that has the capability SIZES sees to it, also where `update` gives another number or none, and raises
+        FailedPrecondition where it cannot. A built-in one without it does, too.
+
         Its mounts are returned; none from a snapshotter that has the wanted content committed already, under the
         name that REFERENCE_LABEL asks for. Raises AlreadyExists for a name in use, NotFound without the parent,
         InvalidArgument when the parent is not committed."""

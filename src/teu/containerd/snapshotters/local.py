@@ -23,7 +23,8 @@ from teu.containerd.core.errors import AlreadyExists, Error, FailedPrecondition,
 from teu.containerd.core.messages import Mount
 from teu.containerd.core.rows import Row, must_be_whole
 from teu.containerd.snapshotters.interface import ACTIVE, COMMITTED, VIEW, Info, Place, Usage
-from teu.linux import trees, writeback
+from teu.linux import quota, trees, writeback
+from teu.oci.labels import SIZE
 
 log = logging.getLogger("teu.containerd.snapshots")
 
@@ -86,6 +87,14 @@ def _usage(top: int) -> Usage:
     return Usage(size, inodes)
 
 
+def size_of(labels: dict[str, str]) -> int:
+    """How many bytes a snapshot with these labels may have; 0: as many as there are. Raises InvalidArgument."""
+    text = labels.get(SIZE, "0")
+    if not (text.isascii() and text.isdecimal() and len(text) < 19):
+        raise InvalidArgument(f"label {SIZE}: {text[:100]!r} is no number of bytes; give decimal digits")
+    return int(text)
+
+
 def _info(name: str, parent: str, columns: Sequence[Any]) -> Info:
     """Of a row's kind, labels, created, updated."""
     read = Row(f"snapshot {name}")
@@ -122,6 +131,11 @@ class LocalSnapshotter:
     def tell(self, id: int, kind: int, parents: list[int], labels: dict[str, str]) -> list[Mount]:
         """Its mounts."""
         raise NotImplementedError
+
+    def resize(self, id: int, size: int) -> None:
+        """Let an active snapshot have so many bytes; 0: as many as there are. Raises FailedPrecondition."""
+        if size:
+            raise FailedPrecondition(f"snapshotter {self.name} cannot limit what a snapshot has (label {SIZE})")
 
     def content(self, id: int) -> str:
         """The folder that holds the snapshot's own changes."""
@@ -167,8 +181,11 @@ class LocalSnapshotter:
 
     def update(self, name: str, labels: dict[str, str]) -> Info:
         with self._database.transaction() as execute:
-            id = self._row(name)[0]
-            execute("UPDATE layers SET labels = ?, updated = ? WHERE id = ?", (dump_labels(labels), now(), id))
+            row = self._row(name)
+            before = _info(name, "", row[2:6])
+            execute("UPDATE layers SET labels = ?, updated = ? WHERE id = ?", (dump_labels(labels), now(), row[0]))
+            if before.kind == ACTIVE and before.labels.get(SIZE) != labels.get(SIZE):
+                self.resize(row[0], size_of(labels))
         return self.stat(name)
 
     def walk(self) -> Iterator[Info]:
@@ -221,12 +238,18 @@ class LocalSnapshotter:
                     or 0
                 )
                 parents = self._parents(above)
-                self.make(id, kind, parents, labels)
+                self._make_limited(id, kind, parents, labels)
         except BaseException:
             if id:
                 self._remove_folder(self.folder(id))
             raise
         return self.tell(id, kind, parents, labels)
+
+    def _make_limited(self, id: int, kind: int, parents: list[int], labels: dict[str, str]) -> None:
+        size = size_of(labels) if kind == ACTIVE else 0
+        self.make(id, kind, parents, labels)
+        if size:
+            self.resize(id, size)
 
     def _committed_parent(self, parent: str) -> int | None:
         if not parent:
@@ -301,24 +324,36 @@ class LocalSnapshotter:
     def _remove_folder(self, path: str) -> None:
         """Remove a folder; what cannot be removed stays for the next clean-up, and the log says so."""
         try:
+            quota.release(path)
             trees.remove_tree(path)
         except OSError as error:
             log.warning("snapshot folder %s is not removed: %s", path, error.strerror)
 
     def recover(self) -> None:
-        """At start: after a power cut the folder of a young active snapshot may not have reached the disk."""
+        """At start: after a power cut the folder of a young active snapshot may not have reached the disk; and limits
+        are set again, which a check or a copy of the file system may have lost."""
         rows = self._database.all(
-            "SELECT id, parent, kind, labels FROM layers WHERE snapshotter = ? AND kind != ?", (self.name, COMMITTED)
+            "SELECT id, parent, kind, labels, name FROM layers WHERE snapshotter = ? AND kind != ?",
+            (self.name, COMMITTED),
         )
-        for id, parent, kind, labels in rows:
-            if not os.path.isdir(self.content(id)):
-                info = _info(str(id), "", (kind, labels, 0, 0))
-                try:
-                    must_be_whole(info.labels, f"snapshot folder {self.folder(id)}")
-                    self.make(id, info.kind, self._parents(parent), info.labels)
-                    log.warning("snapshot folder %s was missing: made again, empty", self.folder(id))
-                except (OSError, Error) as error:
-                    log.error("snapshot folder %s is missing, and is not made again: %s", self.folder(id), error)
+        for id, parent, kind, labels, name in rows:
+            info = _info(str(id), "", (kind, labels, 0, 0))
+            if os.path.isdir(self.content(id)):
+                self._limit_again(id, str(name), info)
+                continue
+            try:
+                must_be_whole(info.labels, f"snapshot folder {self.folder(id)}")
+                self._make_limited(id, info.kind, self._parents(parent), info.labels)
+                log.warning("snapshot folder %s was missing: made again, empty", self.folder(id))
+            except (OSError, Error) as error:
+                log.error("snapshot folder %s is missing, and is not made again: %s", self.folder(id), error)
+
+    def _limit_again(self, id: int, name: str, info: Info) -> None:
+        try:
+            if info.kind == ACTIVE and (size := size_of(info.labels)):
+                self.resize(id, size)
+        except (OSError, Error) as error:
+            log.error("snapshot %s is not limited any more: %s", name, error)
 
     def close(self) -> None:
         pass

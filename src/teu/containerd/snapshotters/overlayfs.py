@@ -4,6 +4,9 @@
     ID/fs      the layer: upper directory of an active snapshot, lower directory of its children
     ID/work    overlayfs' own working directory (active only)
 
+Where an active snapshot has a size (oci.labels.SIZE), ID is the folder of a project of its own (linux/quota.py), so
+that both count; it is one until the folder goes.
+
 A first layer is a plain bind mount, and so is a view of a single layer: overlayfs wants at least two.
 """
 
@@ -11,9 +14,12 @@ from __future__ import annotations
 
 import os
 
+from teu.containerd.core.errors import FailedPrecondition
 from teu.containerd.core.messages import Mount
 from teu.containerd.snapshotters.interface import ACTIVE, GID_MAPPING_LABEL, UID_MAPPING_LABEL, Place
 from teu.containerd.snapshotters.local import LocalSnapshotter, mount
+from teu.linux import quota
+from teu.oci.labels import SIZES
 
 
 def mapped_root(labels: dict[str, str]) -> tuple[int, int] | None:
@@ -40,7 +46,7 @@ class Overlayfs(LocalSnapshotter):
 
     def __init__(self, place: Place) -> None:
         super().__init__(place)
-        self.capabilities = (REMAP_IDS,) if place.remap else ()
+        self.capabilities = (REMAP_IDS, SIZES) if place.remap else (SIZES,)
 
     def make(self, id: int, kind: int, parents: list[int], labels: dict[str, str]) -> None:
         folder, content = self.folder(id), self.content(id)
@@ -56,6 +62,15 @@ class Overlayfs(LocalSnapshotter):
             os.chmod(content, above.st_mode & 0o7777)
         if owner := mapped_root(labels):
             os.chown(content, *owner)
+
+    def resize(self, id: int, size: int) -> None:
+        try:
+            if size:
+                quota.limit(self.folder(id), size)
+            else:
+                quota.release(self.folder(id))
+        except quota.NoQuota as error:
+            raise FailedPrecondition(str(error)) from None
 
     def tell(self, id: int, kind: int, parents: list[int], labels: dict[str, str]) -> list[Mount]:
         if not parents:

@@ -5,6 +5,8 @@
 
 What is in a volume with options belongs to others (a folder of the host, a server), so a volume is unmounted before it
 is removed, and no removal crosses a mount.
+
+A volume with nothing but a size is the folder, with a project of its own (linux/quota.py).
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ import sys
 from pathlib import Path
 
 from teu.engine.core.errors import BadRequest, Conflict, EngineError
-from teu.linux import trees
+from teu.linux import quota, trees
+from teu.oci.units import parse_bytes
 
 OPTIONS = {"type", "o", "device", "size"}
 OF_SERVERS = ("nfs", "nfs4", "cifs", "smb3")  # whose device may begin with a slash, too
@@ -38,11 +41,29 @@ class Local:
                 raise BadRequest(f"create: invalid option: {json.dumps(key)}")
             if not isinstance(value, str):
                 raise BadRequest(f"create: option {key} is not a string")
-        if options.get("size"):
-            raise BadRequest("create: quota size requested but no quota support")
-        if options and not options.get("device") and not options.get("type"):
+        mounted = self.has_to_be_mounted(options)
+        if "size" in options:
+            self._check_size(options["size"], mounted)
+        if options.get("o") and not mounted:
             raise BadRequest("create: missing device in volume options")
         return {str(key): str(value) for key, value in options.items()}
+
+    def _check_size(self, text: str, mounted: bool) -> None:
+        try:
+            size = parse_bytes(text)
+        except ValueError as error:
+            raise BadRequest(f"create: {error}; give a size such as 512m or 20g") from None
+        if not size:
+            return
+        if mounted:
+            raise BadRequest(
+                "create: size limits a folder of this host's, and no volume with a device or a type; a tmpfs has one of"
+                " its own, o=size=64m"
+            )
+        try:
+            quota.check(self._root)
+        except quota.NoQuota as error:
+            raise BadRequest(f"create: quota size requested but no quota support: {error}") from None
 
     def _folder(self, name: str) -> str:
         return f"{self._root}/{name}"
@@ -59,20 +80,36 @@ class Local:
         try:
             os.makedirs(f"{folder}/_data", mode=0o755, exist_ok=True)
             os.chmod(folder, 0o701)
+            self._limit(name, options)
             _sync_directory(folder)
             _sync_directory(self._root)
         except BaseException:
             if fresh:
+                with contextlib.suppress(OSError):
+                    quota.release(self.path(name))
                 trees.discard_tree(folder)
             raise
         return fresh
 
+    def _limit(self, name: str, options: dict[str, str]) -> None:
+        """Raises EngineError where there can be none, OSError."""
+        size = parse_bytes(options.get("size") or "0")
+        if not size:
+            quota.release(self.path(name))
+            return
+        try:
+            quota.limit(self.path(name), size)
+        except quota.NoQuota as error:
+            raise EngineError(f"size quota requested for volume but no quota support: {error}") from None
+
     def has_to_be_mounted(self, options: dict[str, str]) -> bool:
-        return bool(options)
+        return bool(options.get("device") or options.get("type"))
 
     def mount(self, name: str, options: dict[str, str]) -> None:
-        if options:
+        if self.has_to_be_mounted(options):
             _mount(options, self.path(name))
+        elif options.get("size"):
+            self._limit(name, options)  # whoever copied the files, or checked them, may have lost it
 
     def unmount(self, name: str) -> None:
         trees.unmount(self.path(name))
@@ -95,6 +132,7 @@ class Local:
 
     def remove(self, name: str) -> None:
         trees.unmount(self.path(name))
+        quota.release(self.path(name))
         trees.remove_tree(self._folder(name))
 
 
