@@ -291,6 +291,7 @@ CREATED: dict[str, object] = {
     "HostConfig.PublishAllPorts": True,
     "HostConfig.ReadonlyRootfs": True,
     "HostConfig.SecurityOpt": ["no-new-privileges"],
+    "HostConfig.StorageOpt": None,
     "HostConfig.Tmpfs": {"/there": "size=1m"},
     "HostConfig.UTSMode": "host",
     "HostConfig.ShmSize": 1 << 20,

@@ -100,7 +100,7 @@ FLAGS = """
    --shm-size           bytes       Size of /dev/shm
    --stop-signal        string      Signal that asks the container to stop
    --stop-timeout       int         Seconds between asking the container to stop and killing it
-   --storage-opt        list        Set an option of the storage driver, KEY=VALUE
+   --storage-opt        list        Set an option of the storage driver: size=BYTES, what may be written
    --sysctl             map         Set a namespaced kernel parameter, NAME=VALUE
    --tmpfs              list        Mount a tmpfs, PATH[:OPTIONS]
 -t --tty                bool        Give the process a terminal

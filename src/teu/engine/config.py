@@ -331,6 +331,14 @@ KEYS = (
         reload=True,
     ),
     Key(
+        "default-storage-size",
+        size,
+        0,
+        "how much a container may write into its root that is made without --storage-opt size; 0: all there is; see"
+        " teud(8)",
+        reload=True,
+    ),
+    Key(
         "default-ipc-mode",
         one_of(*defaults.IPC_MODES),
         "private",

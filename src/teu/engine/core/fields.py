@@ -290,10 +290,7 @@ class HostConfig(Resources):
     publish_all_ports: bool = member("PublishAllPorts", FLAG, False)
     readonly_rootfs: bool = member("ReadonlyRootfs", FLAG, False)
     security_opt: list[str] | None = member("SecurityOpt", WORD_LIST)
-    storage_opt: dict[str, str] | None = member(
-        "StorageOpt",
-        refused(WORD_MAP, "is not supported by the overlayfs snapshotter; put what may grow into a volume", 500),
-    )
+    storage_opt: dict[str, str] | None = member("StorageOpt", WORD_MAP)
     tmpfs: dict[str, str] | None = member("Tmpfs", WORD_MAP)
     uts_mode: str = member("UTSMode", WORD, "")
     userns_mode: str = member(

@@ -17,10 +17,21 @@ from teu.engine.backend import containerd
 from teu.linux import trees
 
 if TYPE_CHECKING:
+    from teu.api.services.introspection.v1 import introspection_pb2
     from teu.api.types import mount_pb2
     from teu.engine.containers.model import Container
     from teu.engine.containers.state import MountPoint
     from teu.engine.engine import Engine
+
+
+def snapshotter(engine: Engine) -> introspection_pb2.Plugin | None:
+    """What containerd says of the snapshotter in use: what it can do, and where its files are. None: it does not say.
+    Raises containerd.Error."""
+    from teu.api.services.introspection.v1 import introspection_pb2
+
+    name = engine.config["storage-driver"]
+    request = introspection_pb2.PluginsRequest(filters=[f"type==io.containerd.snapshotter.v1,id=={name}"])
+    return next(iter(engine.containerd.introspection.Plugins(request).plugins), None)
 
 
 def mounts(engine: Engine, container: Container) -> list[mount_pb2.Mount]:

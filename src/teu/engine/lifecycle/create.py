@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from teu.engine.backend import containerd
-from teu.engine.containers import defaults, health_rules, hostconfig, records, runtimes
+from teu.engine.containers import defaults, health_rules, hostconfig, records, runtimes, storage
 from teu.engine.containers.model import Container
 from teu.engine.containers.state import MANIFEST_DESCRIPTOR, ManifestDescriptor, Saved
 from teu.engine.core.errors import BadRequest, EngineError, NotFound
@@ -26,9 +26,10 @@ from teu.engine.files import rootfs, snapshots
 from teu.engine.spec import build, mounts
 from teu.linux import inside, trees
 from teu.oci import image_spec
-from teu.oci.labels import ROOT
+from teu.oci.labels import ROOT, SIZE, SIZES
 
 if TYPE_CHECKING:
+    from teu.api.types import mount_pb2
     from teu.engine.engine import Engine
     from teu.engine.images.store import Image
     from teu.oci.image_spec import ContainerConfig
@@ -203,20 +204,36 @@ def prepare(engine: Engine, container: Container, image: Image) -> None:
     from teu.api.services.snapshots.v1 import snapshots_pb2
     from teu.engine.files import places  # 1 ms
 
+    given = container.host_config.storage_opt
+    size = storage.size(given, engine.config)
+    labels = {ROOT: container.created, OWNER_LABEL: container.id}
+    if size:
+        known = snapshots.snapshotter(engine)
+        if known is None or SIZES not in known.capabilities:  # it would leave the label alone
+            raise storage.without_limits(given, engine.config["storage-driver"])
+        labels[SIZE] = str(size)
     request = snapshots_pb2.PrepareSnapshotRequest(
         snapshotter=engine.config["storage-driver"],
         key=container.snapshot_key,
         parent=places.name(image),
-        labels={ROOT: container.created, OWNER_LABEL: container.id},
+        labels=labels,
     )
+
+    def made(lease: str = "") -> list[mount_pb2.Mount]:
+        try:
+            return list(engine.containerd.snapshots.Prepare(request, lease=lease).mounts)
+        except containerd.FailedPrecondition as error:
+            if not size:
+                raise
+            raise storage.without_quotas(given, str(error)) from None
+
     try:
-        response = engine.containerd.snapshots.Prepare(request)
+        container.rootfs_mounts = made()
     except containerd.NotFound:
         with engine.containerd.lease() as lease:
             engine.images.prepare_parent(image)
             places.make(engine, image, lease)
-            response = engine.containerd.snapshots.Prepare(request, lease=lease)
-    container.rootfs_mounts = list(response.mounts)
+            container.rootfs_mounts = made(lease)
 
 
 def _prepare_images(engine: Engine, container: Container) -> None:

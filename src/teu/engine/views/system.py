@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import os
 import platform
@@ -12,16 +13,18 @@ from typing import TYPE_CHECKING, cast
 
 from teu import __version__
 from teu.config import Settings
+from teu.engine.backend import containerd
 from teu.engine.builds.builder import CacheRecord
 from teu.engine.containers import hostconfig
 from teu.engine.core import times, versions
 from teu.engine.core.managed import NETWORKS
+from teu.engine.files import snapshots
 from teu.engine.logs import registry as log_drivers
 from teu.engine.networks.drivers import registry as network_drivers
 from teu.engine.spec import device_requests
 from teu.engine.views import containers, images
-from teu.linux import apparmor
-from teu.oci import cdi
+from teu.linux import apparmor, quota, syscalls
+from teu.oci import cdi, labels
 
 if TYPE_CHECKING:
     from teu.engine.engine import Engine
@@ -29,6 +32,17 @@ if TYPE_CHECKING:
 BRIEF = (1, 52)  # since when `df` tells of kinds, and of each one where it is asked to be verbose
 ACTIVE = ("running", "paused", "restarting")
 KINDS = ("container", "image", "volume", "build-cache")
+# As docker calls them, by statfs(2)'s f_type.
+FILE_SYSTEMS = {
+    0xEF53: "extfs",
+    0x58465342: "xfs",
+    0x9123683E: "btrfs",
+    0xF2F52010: "f2fs",
+    0x2FC12FC1: "zfs",
+    0x01021994: "tmpfs",
+    0x794C7630: "overlayfs",
+    0x65735546: "fuse",
+}
 
 
 def machine() -> str:
@@ -88,6 +102,29 @@ def _proxy(name: str) -> str:
     return f"{scheme}{slashes}xxxxx:xxxxx@{rest}" if at else found
 
 
+def _storage(engine: Engine) -> list[list[str]]:
+    """DriverStatus of GET /info: what kind of thing it is, what its files are on, and whether --storage-opt size can
+    be had there."""
+    result = [["driver-type", "io.containerd.snapshotter.v1"]]
+    with contextlib.suppress(OSError, containerd.Error):
+        found = snapshots.snapshotter(engine)
+        if found is None or not found.exports.get("root"):
+            return result
+        root = os.open(found.exports["root"], os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            kind = syscalls.fstatfs_type(root)
+        finally:
+            os.close(root)
+        result.append(["Backing Filesystem", FILE_SYSTEMS.get(kind, "<unknown>")])
+        limits = labels.SIZES in found.capabilities
+        try:
+            quota.check(found.exports["root"])
+        except quota.NoQuota:
+            limits = False
+        result.append(["Supports size", str(limits).lower()])
+    return result
+
+
 def _address_pools(settings: Settings) -> dict[str, object]:
     """DefaultAddressPools of GET /info: those of teud.yaml, if there are any."""
     pools = [{"Base": str(source.base), "Size": source.size} for source in settings["default-address-pools"]]
@@ -130,7 +167,7 @@ def info(engine: Engine, version: versions.Version) -> dict[str, object]:
         "ContainersStopped": len([state for state in states if state not in ("running", "paused", "restarting")]),
         "Images": engine.images.count(),
         "Driver": engine.config["storage-driver"],
-        "DriverStatus": [["driver-type", "io.containerd.snapshotter.v1"]],
+        "DriverStatus": _storage(engine),
         "Plugins": {
             "Volume": engine.volumes.drivers(),
             "Network": sorted(
