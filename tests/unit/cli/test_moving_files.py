@@ -456,9 +456,14 @@ def test_every_key_of_daemon_json_has_a_verdict(server: str, monkeypatch: pytest
     assert verdicts({"storage-driver": "btrfs"}) == {"storage-driver": "not understood"}
     assert verdicts({"exec-opts": ["native.cgroupdriver=systemd"]}) == {"exec-opts": "needless"}
     result = daemonfile.translate({"storage-opts": ["overlay2.size=1G"]})
+    assert result.values == {"default-storage-size": "1G"}
     daemonfile.settle(result)
-    assert result.verdicts[0][1] == "not understood"
-    assert os.access(server, os.X_OK) is False or "teu-containerd.yaml" in result.verdicts[0][2]
+    assert result.verdicts[0][1] == ("used" if os.access(server, os.X_OK) else "not understood")
+    for given in (["overlay2.size=much"], ["overlay2.override_kernel_check=true"], "dm.basesize=10G"):
+        result = daemonfile.translate({"storage-opts": given})
+        daemonfile.settle(result)
+        assert [verdict for _, verdict, _ in result.verdicts] == ["not understood"] and not result.values
+    assert "teu-containerd.yaml" in result.verdicts[0][2]
     assert daemonfile.translate({"host-gateway-ip": "192.0.2.1"}).values == {"host-gateway-ips": ["192.0.2.1"]}
     flags = {"http-proxy": "http://a", "no-proxy": "b"}
     assert daemonfile.translate(flags).values == {"proxies": flags}

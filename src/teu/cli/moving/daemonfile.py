@@ -94,7 +94,6 @@ ELSEWHERE = {
     "cpu-rt-runtime": "control groups of version 2 have no real-time budgets",
     "builder": "builds are teu-buildkitd's: teu-buildkitd.yaml(5)",
     "oom-score-adjust": "systemctl edit teud: OOMScoreAdjust=",
-    "storage-opts": "options of snapshotters are teu-containerd's: teu-containerd.yaml(5)",
     "userns-remap": "containers of the other engine's ids are not taken over",
 }
 Verdict = tuple[str, str, str]
@@ -187,6 +186,19 @@ def _storage(result: Result, key: str, value: Any) -> None:
         result.say(key, UNKNOWN, f"teud keeps images on overlayfs, not on {value}")
 
 
+def _storage_opts(result: Result, key: str, value: Any) -> None:
+    others = []
+    for each in value if isinstance(value, list) else [value]:
+        name, equals, size = str(each).partition("=")
+        if name.lower() == "overlay2.size" and equals:
+            result.use(key, "default-storage-size", size)
+        else:
+            others.append(str(each))
+    if others:
+        why = "options of snapshotters are teu-containerd's: teu-containerd.yaml(5)"
+        result.say(key, UNKNOWN, f"{', '.join(others)}: {why}")
+
+
 def _exec_opts(result: Result, key: str, value: Any) -> None:
     if value == ["native.cgroupdriver=systemd"]:
         result.say(key, NEEDLESS, "every container is a unit of systemd's")
@@ -232,6 +244,7 @@ SPECIAL: dict[str, Callable[[Result, str, Any], None]] = {
     "log-opts": _log_opts,
     "no-proxy": _proxy,
     "storage-driver": _storage,
+    "storage-opts": _storage_opts,
 }
 # Keys that teud looks at together.
 TOGETHER: tuple[tuple[str, ...], ...] = (
