@@ -122,6 +122,13 @@ def test_pull_commit_and_removal(teud: Teud) -> None:
         assert teud.out("images", "-q") == teud.out("images", "-q", "busybox")
 
 
+def test_a_limit_is_refused_that_nobody_would_hold(teud: Teud) -> None:
+    """containerd's own snapshotter hands the label of it to nobody."""
+    done = teud("create", "--name", "limited", "--storage-opt", "size=8m", "busybox", check=False)
+    assert done.returncode == 1 and "--storage-opt is not supported for overlayfs" in done.stderr
+    assert teud("inspect", "limited", check=False).returncode
+
+
 def test_platforms_of_an_index(teud: Teud) -> None:
     """The name's label says which is meant, and the index lets go of what nobody means any more: also there."""
     with ScriptedRegistry() as registry:
