@@ -43,7 +43,7 @@ TOOLS = """
     iputils-ping python3-pytest python3-hpack python3-hyperframe
     openssh-client openssh-server
     busybox-static less curl bash-completion kmod openssl apparmor attr acl
-    libcap2-bin e2fsprogs bubblewrap netcat-openbsd pigz xz-utils zstd file git
+    libcap2-bin e2fsprogs xfsprogs bubblewrap netcat-openbsd pigz xz-utils zstd file git
 """
 
 # The real programs of the swap table.
