@@ -13,6 +13,7 @@ from fakequota import ProjectQuotas
 
 from teu.engine.core.database import Database
 from teu.engine.core.errors import BadRequest, Conflict, EngineError
+from teu.engine.volumes.drivers.local import Local
 from teu.engine.volumes.store import Volumes
 
 MEGABYTE = 1 << 20
@@ -110,4 +111,23 @@ def test_a_death_before_the_limit_leaves_a_folder_to_use_or_to_remove(volumes: V
     assert os.listdir(volumes.root) == ["data"] and volumes.names() == []
     volumes.ensure("data", options={"size": "1m"})
     volumes.remove("data")
+    assert (disk.limits, disk.used()) == ({}, set())
+
+
+def test_a_death_before_the_record_leaves_nothing(
+    volumes: Volumes, disk: ProjectQuotas, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(Volumes, "_write", lambda *_: 1 / 0)
+        patched.setattr(Local, "remove", lambda *_: None)
+        for name in (None, "data"):
+            with pytest.raises(ZeroDivisionError):
+                volumes.ensure(name, options={"size": "1m"})
+    assert len(os.listdir(volumes.root)) == len(disk.limits) == 2
+    os.makedirs(f"{volumes.root}/others/_data/files")
+    os.makedirs(f"{volumes.root}/strange")
+    (Path(volumes.root) / "file").touch()
+    volumes.ensure("kept")
+    volumes.start()
+    assert sorted(os.listdir(volumes.root)) == ["file", "kept", "others", "strange"]
     assert (disk.limits, disk.used()) == ({}, set())

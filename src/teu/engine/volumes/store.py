@@ -86,6 +86,22 @@ class Volumes:
                 log.error("volume %s: %s", name, record.damage)
             if _driver_name(record) in registry.DRIVERS:
                 self._finish_what_was_begun(name, record)
+        self._discard_what_never_was()
+
+    def _discard_what_never_was(self) -> None:
+        """The daemon may have died between the making of a folder and its record: then nothing is in there yet. A
+        folder with files is left alone, whatever became of its record."""
+        known = {each for name, record in self._records() for each in (name, record.renaming)}
+        driver = self._drivers[registry.DEFAULT]
+        for name in os.listdir(self.root):
+            if name in known or not NAME.match(name):
+                continue
+            path = driver.path(name)
+            try:
+                if os.listdir(os.path.dirname(path)) == [os.path.basename(path)] and not os.listdir(path):
+                    driver.remove(name)
+            except OSError as error:
+                log.warning("%s, which is no volume, cannot be removed: %s", path, error)
 
     def _finish_what_was_begun(self, name: str, record: VolumeRecord) -> None:
         with self._lock:
