@@ -208,6 +208,24 @@ def test_an_end_wakes_them_and_the_policy_holds() -> None:
         teu("rm", "-f", name, check=False)
 
 
+@pytest.mark.parametrize("unit", UNITS)
+def test_who_serves_figures_stays(unit: str) -> None:
+    import time
+
+    drop, text = {
+        UNITS[0]: (Path("/etc/teu/teud.yaml.d/figures.yaml"), "metrics-addr: 127.0.0.1:18323\n"),
+        UNITS[1]: (Path("/etc/teu/containerd.yaml.d/figures.yaml"), "metrics: {address: 127.0.0.1:18323}\n"),
+    }[unit]
+    drop.write_text(text)
+    try:
+        out("systemctl", "restart", unit)
+        pid = whole.main_pid(unit)
+        time.sleep(4)
+        assert whole.main_pid(unit) == pid
+    finally:
+        drop.unlink()
+
+
 def test_output_does_not_press_a_teud_that_cannot_start() -> None:
     """It asks again every ten seconds, and is logged when the mistake is mended."""
     import time

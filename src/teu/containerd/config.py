@@ -40,7 +40,14 @@ KEYS = (
     Key("default-runtime", text, "io.containerd.teu.v2", "runtime of tasks whose container names none"),
     Key(
         "metrics",
-        section(Key("address", text, "", "HOST:PORT or /socket that serves Prometheus' /v1/metrics; empty: none")),
+        section(
+            Key(
+                "address",
+                text,
+                "",
+                "HOST:PORT or /socket that serves Prometheus' /v1/metrics; with it idle-exit is 0; empty: none",
+            )
+        ),
         {},
         "metrics",
     ),

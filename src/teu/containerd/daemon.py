@@ -276,7 +276,7 @@ class Daemon:
         """Leave when nobody has called for long; only where systemd holds the sockets, which wake us."""
         while True:
             limit = self.config["idle-exit"]
-            if not limit or not self.activated:
+            if not limit or not self.activated or self.config["metrics"]["address"]:  # where nobody would answer
                 await asyncio.sleep(5)
                 continue
             statistics = self._rpc().statistics

@@ -246,8 +246,8 @@ KEYS = (
         "metrics-addr",
         _metrics_address,
         "",
-        "where Prometheus gets figures, by HTTP at /metrics, and whoever else reaches it; nobody answers while teud is"
-        " away (idle-exit); empty: nowhere",
+        "where Prometheus gets figures, by HTTP at /metrics, and whoever else reaches it; with it teud stays, whatever"
+        " idle-exit says; empty: nowhere",
     ),
     Key(
         "features",

@@ -454,9 +454,10 @@ def _wait(daemon: Daemon, server: Server, signals: set[signal.Signals], options:
     """Until a signal ends the daemon, or it has been idle (True); the watchdog is fed as long as the pump turns."""
     engine = daemon.engine
     interval = notify.watchdog_interval()
-    activated = all(host.startswith("fd://") for host in engine.config["hosts"])
+    # At sockets of its own nobody would answer meanwhile.
+    may_leave = all(host.startswith("fd://") for host in engine.config["hosts"]) and not engine.config["metrics-addr"]
     while True:
-        limit = engine.config["idle-exit"] if activated else 0.0
+        limit = engine.config["idle-exit"] if may_leave else 0.0
         patience = min((seconds for seconds in (interval, limit / 2) if seconds), default=0.0)
         received = signal.sigtimedwait(signals, patience) if patience else signal.sigwaitinfo(signals)
         if received is None:
