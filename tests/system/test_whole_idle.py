@@ -67,7 +67,7 @@ def test_a_client_that_waits_keeps_them() -> None:
 
 
 def watchers() -> list[str]:
-    """The units that watch the output of containers, and those beside them for a shutdown."""
+    """The units that watch the output of containers, and what else teud looks after, and those for a shutdown."""
     listed = out("systemctl", "list-units", "--plain", "--no-legend", "teud-output@*", "teud-away@*")
     return [line.split()[0] for line in listed.splitlines()]
 
@@ -86,7 +86,7 @@ def test_quiet_containers_need_nobody(driver: str) -> None:
         pid = out("teu", "inspect", "-f", "{{.State.Pid}}", name)
         whole.eventually("both daemons have left", gone)
         kinds = {name.partition("@")[0] + Path(name).suffix: name for name in watchers()}
-        assert sorted(kinds) == ["teud-away.service", "teud-output.socket"]
+        assert sorted(kinds) == ["teud-away.service", "teud-output.path", "teud-output.socket"]
         after = out("systemctl", "show", "-P", "After", kinds["teud-away.service"]).split()
         assert f"teu-{out('teu', 'inspect', '-f', '{{.Id}}', name)}.scope" in after
         whole.eventually("both daemons have left again", gone)
@@ -205,6 +205,65 @@ def test_an_end_wakes_them_and_the_policy_holds() -> None:
         whole.eventually("both daemons have left", gone)
         assert out("teu", "inspect", "-f", "{{.State.Running}}", name) == "true"
     finally:
+        teu("rm", "-f", name, check=False)
+
+
+def test_a_scope_that_ends_without_a_word_wakes_them() -> None:
+    """All of it is killed, and the shim with it: systemd alone has seen it."""
+    name = "felled"
+    try:
+        whole.run_detached(name, "sleep", "600", flags=(*NO_PORTS, "--restart", "always", "--stop-timeout", "0"))
+        scope = f"teu-{out('teu', 'inspect', '-f', '{{.Id}}', name)}.scope"
+        whole.eventually("both daemons have left", gone)
+        out("systemctl", "kill", "--kill-whom=all", "--signal=KILL", scope)
+        # Nobody asks: that would wake them, too.
+        whole.eventually("it has woken them", lambda: whole.main_pid("teud.service"))
+        whole.eventually("it runs again", lambda: whole.show(scope, "ActiveState") == "active")
+        assert out("teu", "inspect", "-f", "{{.State.Running}}", name) == "true"
+        whole.eventually("both daemons have left", gone)
+    finally:
+        teu("rm", "-f", name, check=False)
+
+
+def test_an_emptied_ruleset_wakes_it() -> None:
+    """A container on a bridge has its way out by rules, which somebody takes away with all others."""
+    name = "outward"
+    try:
+        # With a server of names that it reaches itself, as the host's own may not be.
+        flags = ("--network", "bridge", "--dns", "192.0.2.53", "--stop-timeout", "0")
+        whole.run_detached(name, "sleep", "600", flags=flags)
+        rules = out("nft", "list", "table", "inet", "teu")
+        whole.eventually("both daemons have left", gone)
+        assert out("nft", "list", "table", "inet", "teu") == rules
+        out("nft", "flush", "ruleset")
+        whole.eventually("the rules are there again", lambda: "table inet teu" in out("nft", "list", "tables"))
+        whole.eventually("all of them", lambda: out("nft", "list", "table", "inet", "teu") == rules)
+        whole.eventually("both daemons have left again", gone)
+    finally:
+        teu("rm", "-f", name, check=False)
+    whole.eventually("both daemons have left", gone)
+    assert not watchers()
+
+
+def test_a_changed_resolv_conf_wakes_it() -> None:
+    name, place = "following", Path("/etc/resolv.conf")
+    before = place.read_text()
+    try:
+        whole.run_detached(name, "sleep", "600", flags=(*NO_PORTS, "--stop-timeout", "0"))
+        pid = out("teu", "inspect", "-f", "{{.State.Pid}}", name)
+        inside = Path(f"/proc/{pid}/root/etc/resolv.conf")
+        for number in (1, 2):
+            whole.eventually("both daemons have left", gone)
+            if number == 1:
+                place.write_text(f"nameserver 192.0.2.{number}\n")
+            else:  # as programs do it
+                fresh = place.with_name("resolv.conf.new")
+                fresh.write_text(f"nameserver 192.0.2.{number}\n")
+                fresh.rename(place)
+            wanted = f"nameserver 192.0.2.{number}"
+            whole.eventually("it has the new server", lambda wanted=wanted: wanted in inside.read_text())
+    finally:
+        place.write_text(before)
         teu("rm", "-f", name, check=False)
 
 

@@ -185,6 +185,8 @@ def test_systemd_watches_and_gives_back(manager: Manager, tmp_path: Path) -> Non
     assert fifos.name.startswith("teud-output@") and away.name.startswith("teud-away@")
     assert " teu-1.scope a%%b.service\n" in away.read_text()
     assert "systemctl start --job-mode=ignore-dependencies x.service " in away.read_text()
+    assert "\nBindsTo=teu-1.scope\n" in away.read_text(), "a service would be started by it"
+    assert f"[ -e {away} ] || exit 0;" in away.read_text() and "--no-block x.service y.service;;" in away.read_text()
     assert manager.calls == [("start", away.name), ("start", fifos.name)]
     manager.calls.clear()
     output.unwatch(going_down=False)
@@ -217,6 +219,27 @@ def test_at_shutdown_a_daemon_that_is_just_leaving_is_started_once_it_has(manage
     assert told == ["is-system-running", *[f"{start} leaving.service"] * 3, f"{start} away.service"]
 
 
+def test_files_and_the_ruleset_are_watched_too(manager: Manager, tmp_path: Path) -> None:
+    output.watch(["/run/a"], [], ["teud.service"], ["/etc/resolv.conf", "/run/50%"], rules=True)
+    units = {path.name: path.read_text() for path in (tmp_path / "units").iterdir()}
+    (files,) = (name for name in units if name.endswith(".path"))
+    (rules,) = (name for name in units if "ListenNetlink=netfilter 64\n" in units[name])
+    assert "PathChanged=/etc/resolv.conf\nPathChanged=/run/50%%\n" in units[files]
+    for unit in (units[files], units[rules]):
+        assert {"DefaultDependencies=no", "Conflicts=shutdown.target"} <= set(unit.split("\n")), "no stop is waited for"
+    fifos = files.replace(".path", ".socket")
+    assert f"Unit={fifos.replace('.socket', '.service')}\n" in units[files]
+    assert "ListenFIFO" not in units[rules] and "OnFailure=teud.service\n" in units[rules], (
+        "it is not to take those along"
+    )
+    assert {name for call, name in manager.calls if call == "start"} == units.keys()
+    manager.calls.clear()
+    output.unwatch(going_down=False)
+    stops = [name for call, name in manager.calls if call == "stop"]
+    assert units.keys() <= set(stops) and not list((tmp_path / "units").iterdir())
+    assert stops.index(files) < manager.calls.index(("restart", fifos.replace(".socket", ".service")))
+
+
 def test_at_shutdown_what_starts_the_engine_is_not_waited_for(manager: Manager, tmp_path: Path) -> None:
     """It waits for the engine."""
     output.watch(["/run/teu/a/stdout"], [], ["teud.service"])
@@ -227,13 +250,13 @@ def test_at_shutdown_what_starts_the_engine_is_not_waited_for(manager: Manager, 
     assert not output.is_watched()
 
 
-@pytest.mark.parametrize("kind", ["socket", "service"])
+@pytest.mark.parametrize("kind", ["socket", "service", "path"])
 def test_what_cannot_be_watched_leaves_nothing(manager: Manager, tmp_path: Path, kind: str) -> None:
     manager.failing = kind
     with pytest.raises(BusError):
-        output.watch(["/run/teu/a/stdout"], [], ["teud.service"])
+        output.watch(["/run/teu/a/stdout"], [], ["teud.service"], ["/etc/resolv.conf"])
     started = [name for call, name in manager.calls if call == "start"]
-    assert [name for call, name in manager.calls if call == "stop"] == started
+    assert [name for call, name in manager.calls if call == "stop"] == started[::-1]
     assert not list((tmp_path / "units").iterdir())
 
 
@@ -307,6 +330,9 @@ def test_an_engine_that_cannot_hand_over_stays(manager: Manager, engine: Engine,
     assert not idle.hand_over(engine, watched) and not watched and not list((tmp_path / "units").iterdir())
     manager.failing = ""
     assert idle.hand_over(engine, watched) and {pipe.path for pipe in watched} == set(run.stdio_paths(container)[1:])
+    (files,) = (tmp_path / "units").glob("*.path")
+    assert "PathChanged=/etc/resolv.conf\n" in files.read_text()
+    assert not any("Netlink" in path.read_text() for path in (tmp_path / "units").iterdir()), "there are no rules"
     calls = len(manager.calls)
     assert idle.hand_over(engine, watched) and len(manager.calls) == calls, "what is watched is watched"
     for path in run.stdio_paths(container)[1:]:

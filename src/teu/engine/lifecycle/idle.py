@@ -4,8 +4,11 @@
     its output        systemd watches the FIFOs of those that are quiet (teu.systemd.output), and starts the engine when
                       one says something; the shim keeps what it says until then
     its end           the shim tells teu-containerd, which wakes the engine: exit code, restart policy, --rm; before a
-                      shutdown of the host ends it, systemd starts both. With another containerd the engine stays
+                      shutdown of the host ends it, and where its scope ends without a word of a shim, systemd starts
+                      both. With another containerd the engine stays
     its names, ports  the resolver, and the ports of the host, are the engine's: it stays
+    its way out       rules that somebody takes away with all others are made anew, and the copy of the host's
+                      resolv.conf follows: systemd watches both, and starts the engine
     its health        the checks are run here: it stays; so it does for further processes, and while it restarts
     its log           a driver that sends to others has a connection, or memory, here: it stays
 
@@ -24,6 +27,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from teu.engine.backend import containerd, tasks
 from teu.engine.lifecycle import run
+from teu.engine.networks import hostnames
 from teu.linux import cgroup_files
 from teu.systemd import host, output
 
@@ -36,8 +40,7 @@ log = logging.getLogger("teu.engine")
 # Log drivers that write to this host, and have nothing in memory.
 LOCAL_LOGS = ("journald", "json-file", "local", "none")
 
-# The unit of the engine; the one of the containerd that has this address, of which nobody else knows a unit.
-DAEMON = "teud.service"
+# The unit of the containerd that has this address; of another nobody knows a unit.
 CONTAINERD = ("teu-containerd.service", "/run/teu/containerd.sock")
 
 
@@ -118,10 +121,11 @@ def hand_over(engine: Engine, watched: set[Pipe]) -> bool:
         log.warning("containerd does not say whether it would tell of a container's end: %s", error)
         return False
     pipes = [pipe for some in fresh.values() for pipe in some]
-    daemons = [DAEMON] if engine.containerd.address != CONTAINERD[1] else [CONTAINERD[0], DAEMON]
+    daemons = [output.DAEMON] if engine.containerd.address != CONTAINERD[1] else [CONTAINERD[0], output.DAEMON]
+    units = filter(None, (unit_of(container.pid) for container in fresh))
     try:
         paths = [pipe.path for pipe in pipes]
-        output.watch(paths, filter(None, (unit_of(container.pid) for container in fresh)), daemons)
+        output.watch(paths, units, daemons, hostnames.files(), rules=engine.endpoints.has_rules())
     except (OSError, ValueError) as error:
         log.warning("systemd cannot watch the output of containers: %s", error)
         return False

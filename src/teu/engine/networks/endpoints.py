@@ -137,6 +137,10 @@ class Endpoints:
         active = self._active.get(container.id)
         return active is not None and bool(active.named or active.published or active.openings)
 
+    def has_rules(self) -> bool:
+        """Whether there are rules for running containers in the kernel, made anew where somebody takes them away."""
+        return any(driver.has_rules for driver in self.drivers.made())
+
     def _event(self, network: Network, action: str, container: Container) -> None:
         attributes = {"name": network.name, "type": network.driver, "container": container.id}
         self._events.publish("network", action, network.id, attributes)

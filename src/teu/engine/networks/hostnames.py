@@ -6,6 +6,7 @@ A thread of its own waits for changes, from the first container on."""
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections.abc import Callable
 
@@ -17,6 +18,12 @@ log = logging.getLogger("teu.engine")
 SETTLE_SECONDS = 0.1  # in which a file that is written anew becomes whole
 
 END_SECONDS = 2.0
+
+
+def files() -> list[str]:
+    """Those that are followed, and what they lead to."""
+    followed = (resolver.RESOLV_CONF, resolver.RESOLVED_UPSTREAM)
+    return list(dict.fromkeys(path for file in followed for path in (file, os.path.realpath(file))))
 
 
 class HostNames:

@@ -83,6 +83,10 @@ class Bridge:
         self._watcher: threading.Thread | None = None
         self._end = -1  # an eventfd by which the watcher is told to end
 
+    @property
+    def has_rules(self) -> bool:
+        return self._table
+
     def start(self) -> None:
         nftables.reserve()
 

@@ -104,6 +104,10 @@ class Driver(Protocol):
     publishes: bool
     """Whether the host's ports can lead to its endpoints: else those that are to be published are passed over."""
 
+    @property
+    def has_rules(self) -> bool:
+        """Whether there are rules of the driver in the kernel, which it makes anew when somebody takes them away."""
+
     def __init__(self, context: Context) -> None: ...
 
     def start(self) -> None:

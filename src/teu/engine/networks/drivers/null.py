@@ -24,6 +24,7 @@ class Null:
     several_subnets = False
     own_gateway = False
     publishes = False
+    has_rules = False
 
     def __init__(self, context: Context) -> None: ...
 

@@ -53,6 +53,7 @@ class OnParent:
     several_subnets = True
     own_gateway = False
     publishes = False
+    has_rules = False
 
     def __init__(self, context: Context) -> None:
         self._store = context.store

@@ -59,6 +59,7 @@ class Remote:
     several_subnets = True
     own_gateway = True
     publishes = False
+    has_rules = False
 
     def __init__(self, context: Context, name: str) -> None:
         self.name = name
