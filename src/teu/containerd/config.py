@@ -21,7 +21,7 @@ KEYS = (
     Key("address", path, "/run/teu/containerd.sock", "socket of the gRPC API; with .ttrpc appended, of shims' events"),
     Key("log-level", one_of("debug", "info", "warn", "error"), "info", "least level that is logged", reload=True),
     Key("threads", integer(4, 1024), 64, "calls that may block at the same time"),
-    Key("idle-exit", duration, 0.0, "exit after so long without a call, where systemd listens; 0: never", reload=True),
+    Key("idle-exit", duration, 60.0, "exit after so long without a call, where systemd listens; 0: never", reload=True),
     Key("wake", list_of(_socket), [], "sockets to connect to when a task exits", reload=True),
     Key(
         "restart-interval",

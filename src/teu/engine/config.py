@@ -483,7 +483,7 @@ KEYS = (
     Key(
         "idle-exit",
         duration,
-        0.0,
+        60.0,
         "exit after so long without a client and without a container that needs teud, where systemd listens; 0: never",
         reload=True,
     ),
