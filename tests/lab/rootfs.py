@@ -63,7 +63,7 @@ RELEASE_ONLY = {
 }
 
 BUILD_TOOLS = """
-    build-essential debhelper dh-python pybuild-plugin-pyproject python3 python3-setuptools fakeroot lintian
+    build-essential debhelper dh-python pybuild-plugin-pyproject python3 python3-setuptools python3-yaml fakeroot lintian
     protobuf-compiler protobuf-compiler-grpc libprotobuf-dev busybox-static
 """
 
