@@ -63,8 +63,8 @@ RELEASE_ONLY = {
 }
 
 BUILD_TOOLS = """
-    build-essential debhelper dh-python pybuild-plugin-pyproject python3 python3-setuptools python3-yaml fakeroot lintian
-    protobuf-compiler protobuf-compiler-grpc libprotobuf-dev busybox-static
+    build-essential debhelper dh-python pybuild-plugin-pyproject python3 python3-setuptools python3-yaml lintian
+    fakeroot protobuf-compiler protobuf-compiler-grpc libprotobuf-dev busybox-static
 """
 
 # A machine of somebody who has cloned this tree: under systemd, with what `./dev run` would install (so that it
