@@ -122,9 +122,10 @@ class Endpoints:
         """The running containers there: the name of each and the id of its endpoint."""
         found = []
         for identity, active in self._active.items():
-            container = self._containers.find(identity)
-            name = container.name if container else identity
-            found += [(name, endpoint.id) for endpoint in active.endpoints if endpoint.network == network.id]
+            for endpoint in active.endpoints:
+                if endpoint.network == network.id:
+                    container = self._containers.find(identity)
+                    found.append((container.name if container else identity, endpoint.id))
         return found
 
     def serves(self, container: Container) -> bool:
