@@ -34,7 +34,7 @@ from teu.engine.networks.drivers.registry import Drivers
 from teu.engine.networks.hostfirewall import HostFirewall
 from teu.engine.networks.hostnames import HostNames
 from teu.engine.networks.kernel import Kernel, once_free
-from teu.engine.networks.links import Links, host_lines, openings
+from teu.engine.networks.links import Links, NotLinked, host_lines, openings
 from teu.engine.networks.model import (
     OWN_IPAM,
     Active,
@@ -198,14 +198,14 @@ class Endpoints:
                     self.detach(container)
                 else:
                     os.close(descriptor)
-                if isinstance(error, EngineError):
+                if isinstance(error, EngineError) and not isinstance(error, NotLinked):
                     error.args = (f"failed to set up container networking: {error}",)
                 raise
         return Attachment(path, paths)
 
     def _follow_links(self, container: Container, active: Active) -> list[tuple[str, str]]:
         """A container's links, and those to it: the rules, and what others have of it in their hosts files. What it is
-        to have in its own is returned. Raises Conflict where one that it is linked to does not run."""
+        to have in its own is returned. Raises NotLinked where one that it is linked to does not run."""
         place = next((one for one in active.endpoints if one.name == "bridge"), None)
         entries = []
         if place is not None:

@@ -27,6 +27,11 @@ NETWORK = "bridge"
 _NOT_TOLD = ("HOME", "PATH")
 
 
+class NotLinked(Conflict):
+    """A container cannot start, as another one that it is linked to is not there for it: with docker that is found
+    before its networks are set up, and is not called a failure of theirs."""
+
+
 class Linked(NamedTuple):
     """The other container, as the one that has the link calls it, and its place on the network."""
 
@@ -111,15 +116,17 @@ class Links:
         return result
 
     def of(self, container: Container) -> list[Linked]:
-        """Those of a container that is about to start. Raises Conflict where another one does not run, or is not on
+        """Those of a container that is about to start. Raises NotLinked where another one does not run, or is not on
         that network; one that was removed is linked no more."""
         for identity, name in map(link, container.host_config.links or ()):
             with contextlib.suppress(NotFound):
                 other = self._containers.get(identity)
                 if NETWORK not in other.network_settings.networks:
-                    raise Conflict(f"Cannot link to /{other.name}, as it does not belong to the default network")
+                    raise NotLinked(f"Cannot link to /{other.name}, as it does not belong to the default network")
                 if self._place(other) is None:
-                    raise Conflict(f"Cannot link to a non running container: /{other.name} AS /{container.name}/{name}")
+                    raise NotLinked(
+                        f"Cannot link to a non running container: /{other.name} AS /{container.name}/{name}"
+                    )
         return list(self.running(container))
 
     def running(self, container: Container) -> Iterator[Linked]:
@@ -174,7 +181,7 @@ def openings(own: Endpoint, linked: Linked) -> list[firewall.Opening]:
 def _ports(container: Container) -> list[tuple[int, str]]:
     """Those that it exposes or publishes, by number, of equals the one of TCP first."""
     host = container.host_config
-    known = {parse_port(key) for key in (*(container.config.exposed_ports or {}), *host.port_bindings)}
+    known = {parse_port(key) for key in (*(container.config.exposed_ports or {}), *(host.port_bindings or {}))}
     return sorted(known, key=lambda one: (one[0], one[1] != "tcp", one[1]))
 
 
