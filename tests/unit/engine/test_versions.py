@@ -264,12 +264,13 @@ def request(accept: str = "", version: versions.Version = (1, 55), query: str = 
         ("", (1, 55), "application/jsonl"),
         ("", (1, 51), "application/json"),
         ("*/*, application/*", (1, 51), "application/json"),
-        ("application/json-seq", (1, 51), "application/json-seq"),
+        ("application/json-seq", (1, 51), "application/json"),
+        ("application/json-seq", (1, 52), "application/json-seq"),
         ("application/json-seq, application/x-ndjson", (1, 52), "application/x-ndjson"),
         ("application/json-seq, application/x-ndjson;q=0.5", (1, 52), "application/json-seq"),
         ("application/x-ndjson;q=0, text/html", (1, 52), "application/jsonl"),
         ("application/x-ndjson;q=much", (1, 52), "application/jsonl"),
-        ("Application/JSONL", (1, 24), "application/jsonl"),
+        ("Application/JSONL", (1, 52), "application/jsonl"),
     ],
 )
 def test_the_events_come_as_they_are_asked_for(accept: str, version: versions.Version, kind: str) -> None:

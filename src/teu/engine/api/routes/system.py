@@ -111,7 +111,7 @@ def events(engine: Engine, request: Request) -> Response:
     until = times.parse(request.query.get("until"), "until")
     if until and since > until:
         raise BadRequest(f"since ({request.query.get('since')}) is later than until ({request.query.get('until')})")
-    kind = accepted(request, EVENT_TYPES) or ("application/json" if request.version < (1, 52) else EVENT_TYPES[0])
+    kind = "application/json" if request.version < (1, 52) else accepted(request, EVENT_TYPES) or EVENT_TYPES[0]
 
     def line(event: bus.Event) -> bytes:
         shown = dict(event)
