@@ -66,6 +66,10 @@ class Client:
             return
         self.put(struct.pack(">BxxxI", kind, len(data)) + data if self.framed else data)
 
+    def tell(self, data: bytes) -> None:
+        """What the daemon itself has to say: with docker it is on standard output, whatever was asked for."""
+        self.put(struct.pack(">BxxxI", STDOUT, len(data)) + data if self.framed else data)
+
     def put(self, data: bytes) -> None:
         self.pending.append(memoryview(data))
         self.size += len(data)
@@ -407,7 +411,7 @@ class Hub:
     def detach(self, client: Client, last_words: bytes = b"") -> None:
         def leave() -> None:
             if last_words:
-                client.send(STDERR if STDERR in client.kinds and not self.tty else STDOUT, last_words)
+                client.tell(last_words)
             client.drop()
 
         self.pump.call(leave)
