@@ -90,8 +90,8 @@ def create(cli: Cli, options: Options, operands: list[str]) -> int:
     body = {
         "Name": name,
         "Driver": options["driver"],
-        "DriverOpts": key_values(options["opt"]),
-        "Labels": key_values(options["label"]),
+        "DriverOpts": key_values(options["opt"]) or None,  # null is told again by inspect, as after docker's
+        "Labels": key_values(options["label"]) or None,
     }
     cli.print(cli.client.call("POST", "/volumes/create", None, body)["Name"])
     return 0
