@@ -361,13 +361,13 @@ def check_networking(host: HostConfig) -> None:
     """The parts of a cleaned HostConfig that are about networks."""
     for entry in host.extra_hosts or ():
         check_extra_host(entry)
-    for server in host.dns:
+    for server in host.dns or ():
         try:
             ip_address(server.partition("%")[0])
         except ValueError:
             raise BadRequest(f"bad nameserver address {server!r} in Dns: it is no IP address") from None
     for key, texts in (("DnsSearch", host.dns_search), ("DnsOptions", host.dns_options)):
-        for text in texts:
+        for text in texts or ():
             if not text.isprintable():
                 raise BadRequest(f"HostConfig.{key}: {text!r} has control characters")
     for text in host.links or ():

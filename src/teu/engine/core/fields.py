@@ -262,8 +262,8 @@ class HostConfig(Resources):
     container_id_file: str = member("ContainerIDFile", meaningless(TEXT), "")  # the client writes it
     log_config: LogConfig = member("LogConfig", RecordOf(LogConfig), LogConfig())
     network_mode: str = member("NetworkMode", WORD, "default")
-    port_bindings: dict[str, list[PortBinding] | None] = member(
-        "PortBindings", MapOf(ListOf(RecordOf(PortBinding)), in_order=True), {}
+    port_bindings: dict[str, list[PortBinding] | None] | None = member(
+        "PortBindings", MapOf(ListOf(RecordOf(PortBinding)), in_order=True)
     )
     restart_policy: RestartPolicy = member("RestartPolicy", RESTART_POLICY, RestartPolicy())
     auto_remove: bool = member("AutoRemove", FLAG, False)
@@ -274,9 +274,9 @@ class HostConfig(Resources):
     cap_add: list[str] | None = member("CapAdd", WORDS)
     cap_drop: list[str] | None = member("CapDrop", WORDS)
     cgroupns_mode: str = member("CgroupnsMode", WORD, "")
-    dns: list[str] = member("Dns", WORD_LIST, [])
-    dns_options: list[str] = member("DnsOptions", WORD_LIST, [])
-    dns_search: list[str] = member("DnsSearch", WORD_LIST, [])
+    dns: list[str] | None = member("Dns", WORD_LIST)
+    dns_options: list[str] | None = member("DnsOptions", WORD_LIST)
+    dns_search: list[str] | None = member("DnsSearch", WORD_LIST)
     extra_hosts: list[str] | None = member("ExtraHosts", WORD_LIST)
     group_add: list[str] | None = member("GroupAdd", WORD_LIST)
     ipc_mode: str = member("IpcMode", WORD, "")

@@ -185,7 +185,7 @@ def warnings_of(host: HostConfig, version: tuple[int, int]) -> list[str]:
             "WARNING: the container-wide volume-driver configuration is ignored for volumes specified via 'mount'. Use"
             " '--mount type=volume,volume-driver=...' instead"
         )
-    empty = [port for port, bindings in host.port_bindings.items() if not bindings]
+    empty = [port for port, bindings in (host.port_bindings or {}).items() if not bindings]
     if version >= (1, 52) and empty:
         told.append(
             f"Following container port(s) have an empty list of port-bindings: {', '.join(empty)}."
