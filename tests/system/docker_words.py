@@ -114,7 +114,7 @@ DAEMON = (
         "one message for each of the two",
     ),
     Words(
-        r"(daemon: )(driver failed programming)",
+        r"(daemon: )(driver failed programming|failed to create endpoint|failed to add interface)",
         r"\1failed to set up container networking: \2",
         "a network of a container is set up after its task is made, which is said",
     ),
@@ -142,3 +142,9 @@ def newest(text: str, argv: Sequence[str]) -> str:
     for words in DAEMON if older() else ():
         text = "\n".join(re.sub(words.of_26, words.of_28, line) for line in text.split("\n"))
     return text
+
+
+def of_daemon(message: str) -> str:
+    """What Debian's dockerd says of an error, as that of docker 28 says it."""
+    before = "Error response from daemon: "
+    return newest(before + message, ["start"]).removeprefix(before)

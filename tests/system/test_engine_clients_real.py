@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import docker_words
 import engine
 import peers
 import pytest
@@ -68,6 +69,7 @@ def reported(host: str, *argv: str) -> dict[str, Any]:
 
 
 PYTHON = "/usr/bin/python3"
+OF_28 = {"exec of nothing": (126, 127)}  # what docker 26 reports there, and what docker 28 does
 NODE = str(CLIENTS / "bin/node")
 
 
@@ -83,4 +85,8 @@ NODE = str(CLIENTS / "bin/node")
 )
 def test_reports_are_the_same(hosts: Hosts, program: str, file: str) -> None:
     theirs, ours = (reported(host, program, str(SCENARIOS / file)) for host in (hosts.theirs, hosts.ours))
+    if docker_words.older():
+        for step in OF_28.keys() & theirs.keys():
+            assert theirs[step] == OF_28[step][0]
+            theirs[step] = OF_28[step][1]
     assert ours == theirs

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import docker_words
 import images
 import peers
 import pytest
@@ -404,7 +405,7 @@ def talk(side: Side) -> dict[str, Any]:
             status, told = side.run("plugged", "plug")
             # docker makes the interface in a hook of its runtime, which has its own words around.
             message = re.sub(r".*(failed to add interface .*?)(: unknown)?$", r"\1", told["message"])
-            result[f"{method} {answer}"] = (status, message)
+            result[f"{method} {answer}"] = (status, docker_words.of_daemon(message))
             side.drop("plugged")
         plugin.answers.clear()
         side.good("DELETE", "/networks/plug")

@@ -218,8 +218,8 @@ def test_a_scope_that_ends_without_a_word_wakes_them() -> None:
         out("systemctl", "kill", "--kill-whom=all", "--signal=KILL", scope)
         # Nobody asks: that would wake them, too.
         whole.eventually("it has woken them", lambda: whole.main_pid("teud.service"))
-        whole.eventually("it runs again", lambda: whole.show(scope, "ActiveState") == "active")
-        assert out("teu", "inspect", "-f", "{{.State.Running}}", name) == "true"
+        whole.eventually("it is started again", lambda: whole.show(scope, "ActiveState") == "active")
+        whole.eventually("it runs", lambda: out("teu", "inspect", "-f", "{{.State.Running}}", name) == "true")
         whole.eventually("both daemons have left", gone)
     finally:
         teu("rm", "-f", name, check=False)
