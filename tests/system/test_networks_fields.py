@@ -222,7 +222,10 @@ def test_what_is_answered_beside() -> None:
     status, answer = api("POST", "/containers/create?name=later", {**base, "HostConfig": {"NetworkMode": "not yet"}})
     assert status == 201, answer
     status, answer = api("POST", "/containers/later/start")
-    assert (status, answer["message"]) == (404, "network not yet not found")
+    assert (status, answer["message"]) == (
+        404,
+        "failed to set up container networking: network not yet not found",
+    )
     assert api("POST", "/networks/create", {"Name": "not yet"})[0] == 201
     assert api("POST", "/containers/later/start")[0] == 204
     whole.remove_everything()
