@@ -58,6 +58,8 @@ class Networks:
     def describe(self, network: Network, containers: bool = True) -> dict[str, Json]:
         """The API's form of a network."""
         result = network.record.shown()
+        if isinstance(ipam := result["IPAM"], dict) and not ipam["Config"]:
+            ipam["Config"] = None  # as with docker, of host and none
         if network.name == "bridge":
             result["Options"] = network.options
         members: dict[str, Json] = {}
