@@ -119,6 +119,7 @@ DOCKGE = [
         "GET",
         f"{API}/containers/json?filters={ALL}",
         headers=WHO,
+        until=lambda told: any(row["Ports"] for row in told),  # dockerd's list may be behind the answer of its start
         same=("*/Names", "*/Image", "*/Ports", "*/State", "*/Command", "*/Labels/com.docker.compose.service"),
     ),
     Call(

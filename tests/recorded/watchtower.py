@@ -190,7 +190,7 @@ STORY = Story(
         Call("and its image", "DELETE", "/v1.43/images/<new_image>?force=1", shape=False),
     ],
     otherwise={
-        "ContainerConfig/.*": "of an image by commit, docker 26 tells the container's configuration a second time; no more"
-        " since API 1.45, and not where its images are containerd's"
+        "ContainerConfig/.*": "of an image by commit, docker 26 tells the container's twice; no more since"
+        " API 1.45, and not where its images are containerd's"
     },
 )

@@ -235,8 +235,8 @@ def test_a_build_begins_with_nothing_that_is_refused(shop: Shop, tmp_path: Path)
     assert f"is refused by {POLICY}:4: scopes.{shop.address}.cosign: " in shop.refused("build", "-q", str(folder))
     shop.sign(shop.index)
     teu("build", "-q", str(folder), timeout=240)
-    teu("builder", "prune", "-af")
     teu("image", "prune", "-f")
+    teu("builder", "prune", "-af")
 
 
 def test_clients_of_containerds_transfers(shop: Shop) -> None:

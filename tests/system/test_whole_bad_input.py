@@ -78,7 +78,7 @@ def test_unknown_flag() -> None:
 
 
 def test_unknown_command() -> None:
-    refused(1, "frobnicate", says="'frobnicate' is not a")
+    refused(1, "frobnicate", says="unknown command: teu frobnicate")
 
 
 def test_bad_bind_source() -> None:
