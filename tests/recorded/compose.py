@@ -27,6 +27,7 @@ def service(name: str, number: int, script: str, **host: Any) -> Call:
             "AttachStdout": True,
             "AttachStderr": True,
             "Env": ["WHO=" + name],
+            "ExposedPorts": {port: {} for port in host.get("PortBindings", ())},
             "Labels": {
                 **OWN,
                 "com.docker.compose.service": name,
