@@ -69,7 +69,8 @@ def reported(host: str, *argv: str) -> dict[str, Any]:
 
 
 PYTHON = "/usr/bin/python3"
-OF_28 = {"exec of nothing": (126, 127)}  # what docker 26 reports there, and what docker 28 does
+# What docker 26 reports there, and what docker 28 does.
+OF_28: dict[str, tuple[Any, Any]] = {"exec of nothing": (126, 127), "exec fails": ([126, True], [127, True])}
 NODE = str(CLIENTS / "bin/node")
 
 
