@@ -14,6 +14,7 @@ from teu.engine.containers.network_settings import Addresses, EndpointSettings, 
 from teu.engine.core.errors import BadRequest, EngineError
 from teu.engine.core.times import timestamp
 from teu.engine.engine import Engine
+from teu.engine.files import snapshots
 from teu.engine.logs import registry
 from teu.engine.networks.model import Network
 from teu.engine.networks.records import NetworkRecord
@@ -134,7 +135,8 @@ def test_what_is_no_filter_is_refused(engine: Engine, filters: dict[str, Any]) -
         listed(engine, **filters)
 
 
-def test_info_counts_and_names_the_drivers(engine: Engine) -> None:
+def test_info_counts_and_names_the_drivers(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(snapshots, "snapshotter", lambda _: None)
     told = system.info(engine, (1, 45))
     assert [told[key] for key in ("Containers", "ContainersRunning", "ContainersStopped")] == [3, 1, 2]
     assert told["Plugins"] == {

@@ -17,6 +17,7 @@ from teu.engine import main
 from teu.engine.api import server
 from teu.engine.core.errors import EngineError
 from teu.engine.engine import Engine
+from teu.engine.files import snapshots
 from teu.engine.images import registries
 from teu.engine.images.store import Images
 from teu.engine.views import system
@@ -26,6 +27,7 @@ from teu.systemd import journal, notify
 def informed(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
     """GET /info, of an engine without a containerd."""
     monkeypatch.setattr(Images, "count", lambda _: 0)
+    monkeypatch.setattr(snapshots, "snapshotter", lambda _: None)
     return system.info(engine, (1, 45))
 
 

@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 
 
 def snapshotter(engine: Engine) -> introspection_pb2.Plugin | None:
-    """What containerd says of the snapshotter in use: what it can do, and where its files are. None: it does not say.
-    Raises containerd.Error."""
+    """What containerd says of the snapshotter in use, within 5 s: what it can do, and where its files are. None: it does
+    not say. Raises containerd.Error."""
     from teu.api.services.introspection.v1 import introspection_pb2
 
     name = engine.config["storage-driver"]
     request = introspection_pb2.PluginsRequest(filters=[f"type==io.containerd.snapshotter.v1,id=={name}"])
-    return next(iter(engine.containerd.introspection.Plugins(request).plugins), None)
+    return next(iter(engine.containerd.introspection.Plugins(request, timeout=5).plugins), None)
 
 
 def mounts(engine: Engine, container: Container) -> list[mount_pb2.Mount]:
