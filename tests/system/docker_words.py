@@ -142,9 +142,3 @@ def newest(text: str, argv: Sequence[str]) -> str:
     for words in DAEMON if older() else ():
         text = "\n".join(re.sub(words.of_26, words.of_28, line) for line in text.split("\n"))
     return text
-
-
-def of_daemon(message: str) -> str:
-    """What Debian's dockerd says of an error, as that of docker 28 says it."""
-    before = "Error response from daemon: "
-    return newest(before + message, ["start"]).removeprefix(before)

@@ -4,6 +4,7 @@ by the real cosign and notation where Debian has them; skopeo says what it makes
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -111,11 +112,10 @@ def busybox() -> None:
     images.need_busybox()
 
 
-@pytest.fixture
-def shop(tmp_path: Path) -> Iterator[Shop]:
-    """Afterwards there is no policy, and containerd holds what it held before."""
+@contextlib.contextmanager
+def opened(tmp_path: Path) -> Iterator[Shop]:
+    """Afterwards there is no policy, and none of its images."""
     assert not POLICY.exists()
-    before = images.baseline()
     with peers.registry() as daemon:
         made_shop = Shop(daemon.address, tmp_path)
         try:
@@ -127,6 +127,14 @@ def shop(tmp_path: Path) -> Iterator[Shop]:
         for name in out("teu", "images", "--format", "{{.Repository}}:{{.Tag}}").splitlines():
             if name.startswith(daemon.address):
                 teu("rmi", "-f", name, check=False)
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> Iterator[Shop]:
+    """Afterwards containerd holds what it held before."""
+    before = images.baseline()
+    with opened(tmp_path) as made_shop:
+        yield made_shop
     images.settle(before)
 
 
@@ -227,7 +235,15 @@ def test_dockers_own_client_is_told_the_same(shop: Shop) -> None:
     subprocess.run(command, check=True, env=environment, capture_output=True)
 
 
-def test_a_build_begins_with_nothing_that_is_refused(shop: Shop, tmp_path: Path) -> None:
+@pytest.fixture
+def shop_of_builds(tmp_path: Path) -> Iterator[Shop]:
+    """The history of builds holds what they were of, for a while."""
+    with opened(tmp_path) as made_shop:
+        yield made_shop
+
+
+def test_a_build_begins_with_nothing_that_is_refused(shop_of_builds: Shop, tmp_path: Path) -> None:
+    shop = shop_of_builds
     folder = tmp_path / "context"
     folder.mkdir()
     (folder / "Dockerfile").write_text(f"FROM {shop.repository}:1\nRUN busybox cat /etc/signed\n")
