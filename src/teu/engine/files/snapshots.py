@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 
 def snapshotter(engine: Engine) -> introspection_pb2.Plugin | None:
-    """What containerd says of the snapshotter in use, within 5 s: what it can do, and where its files are. None: it does
-    not say. Raises containerd.Error."""
+    """What containerd says of the snapshotter in use: what it can do, and where its files are. None: it does not say.
+    Raises containerd.Error, after 5 s at the latest."""
     from teu.api.services.introspection.v1 import introspection_pb2
 
     name = engine.config["storage-driver"]
