@@ -163,7 +163,7 @@ def containers() -> None:
     said.step("put nowhere", lambda: one.put_archive("/nosuch", tarred(a__txt="x")))
     said.step("get", lambda: _got(one, "/tmp/a.txt"))
     said.step("get nothing", lambda: one.get_archive("/tmp/nosuch"))
-    said.step("diff", lambda: [each for each in one.diff() if each["Path"].startswith("/tmp/")])
+    said.step("diff", lambda: sorted(each["Path"] for each in one.diff() if each["Path"].startswith("/tmp/")))
     said.step("top", lambda: one.top(ps_args="-o pid,args")["Titles"])
     said.step(
         "stats", lambda: sorted(set(one.stats(stream=False)) & {"cpu_stats", "memory_stats", "networks", "name", "id"})
