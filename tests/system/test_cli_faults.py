@@ -275,22 +275,26 @@ def test_a_source_that_breaks_is_named() -> None:
     """Both programs read from a connection that is reset."""
     subprocess.run(["systemctl", "start", "containerd"], check=True, timeout=60 * PATIENCE)
     said = {}
-    for program in ("ctr", "teu-ctr"):
-        ours, theirs = socket.socketpair()
-        with ours, theirs:
-            theirs.sendall(b"x" * 100)
-            ours.sendall(b"never read")  # an end with something unread in it is a reset
-            reader = subprocess.Popen(
-                [program, "content", "ingest", f"broken-{program}"],
-                stdin=ours,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-            ours.close()
-            time.sleep(0.5)
-            theirs.close()
-            _, error = reader.communicate(timeout=60 * PATIENCE)
-            said[program] = (reader.returncode, error.partition(": ")[2])
+    try:
+        for program in ("ctr", "teu-ctr"):
+            ours, theirs = socket.socketpair()
+            with ours, theirs:
+                theirs.sendall(b"x" * 100)
+                ours.sendall(b"never read")  # an end with something unread in it is a reset
+                reader = subprocess.Popen(
+                    [program, "content", "ingest", f"broken-{program}"],
+                    stdin=ours,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    text=True,
+                )
+                ours.close()
+                time.sleep(0.5)
+                theirs.close()
+                _, error = reader.communicate(timeout=60 * PATIENCE)
+                said[program] = (reader.returncode, error.partition(": ")[2])
+    finally:
+        # What of docker's is taken over stands in the way of it while it runs.
+        subprocess.run(["systemctl", "stop", "containerd"], check=True, timeout=60 * PATIENCE)
     assert said["teu-ctr"] == said["ctr"]
     assert "read /dev/stdin: connection reset by peer" in said["teu-ctr"][1]
