@@ -139,7 +139,7 @@ def shop(tmp_path: Path) -> Iterator[Shop]:
 
 
 def test_a_refused_image_leaves_nothing(shop: Shop) -> None:
-    before = images.held()
+    before, begun = images.held(), images.ingests()
     shop.by_key()
     where = f"is refused by {POLICY}:4: scopes.{shop.address}.cosign: "
     said = shop.refused()
@@ -150,7 +150,7 @@ def test_a_refused_image_leaves_nothing(shop: Shop) -> None:
     assert where in shop.refused("create", f"{shop.repository}:1")
     status, answer = images.api("POST", f"/images/create?fromImage={shop.repository}&tag=1")
     assert status == 403 and where in answer["message"]
-    assert images.held() == before and not images.ingests()
+    assert images.held() == before and set(images.ingests()) <= set(begun)
     shop.sign(shop.index)
     assert out("teu", "run", "--rm", f"{shop.repository}:1", "busybox", "cat", "/etc/signed") == "1"
 
@@ -235,15 +235,7 @@ def test_dockers_own_client_is_told_the_same(shop: Shop) -> None:
     subprocess.run(command, check=True, env=environment, capture_output=True)
 
 
-@pytest.fixture
-def shop_of_builds(tmp_path: Path) -> Iterator[Shop]:
-    """The history of builds holds what they were of, for a while."""
-    with opened(tmp_path) as made_shop:
-        yield made_shop
-
-
-def test_a_build_begins_with_nothing_that_is_refused(shop_of_builds: Shop, tmp_path: Path) -> None:
-    shop = shop_of_builds
+def test_a_build_begins_with_nothing_that_is_refused(shop: Shop, tmp_path: Path) -> None:
     folder = tmp_path / "context"
     folder.mkdir()
     (folder / "Dockerfile").write_text(f"FROM {shop.repository}:1\nRUN busybox cat /etc/signed\n")
@@ -253,6 +245,9 @@ def test_a_build_begins_with_nothing_that_is_refused(shop_of_builds: Shop, tmp_p
     teu("build", "-q", str(folder), timeout=240)
     teu("image", "prune", "-f")
     teu("builder", "prune", "-af")
+    whole.call(
+        "systemctl", "stop", "teu-buildkitd.service"
+    )  # as long as it is there it holds the documents it has read
 
 
 def test_clients_of_containerds_transfers(shop: Shop) -> None:
