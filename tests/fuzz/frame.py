@@ -366,9 +366,15 @@ def _lines(*argv: str) -> list[str]:
     return [line.strip() for line in _text(*argv).splitlines() if line.strip()]
 
 
+FELLED = -1  # the process of a unit that has failed; one that nobody needs leaves, and there is 0
+
+
 def _daemon(unit: str) -> tuple[int, int, dict[str, int]]:
-    facts = dict(line.split("=", 1) for line in _lines("systemctl", "show", "-p", "MainPID", "-p", "NRestarts", unit))
+    lines = _lines("systemctl", "show", "-p", "MainPID", "-p", "NRestarts", "-p", "Result", unit)
+    facts = dict(line.split("=", 1) for line in lines)
     pid = int(facts.get("MainPID", 0))
+    if not pid and facts.get("Result") != "success":
+        pid = FELLED
     sizes: dict[str, int] = {}
     with contextlib.suppress(OSError):
         text = Path(f"/proc/{pid}/status").read_text()
@@ -466,7 +472,7 @@ def compare(before: State, after: State) -> list[str]:
         old_pid, old_restarts, old_sizes = before.daemons[unit]
         if restarts != old_restarts:
             found.append(f"{unit} was restarted {restarts - old_restarts} times")
-        elif old_pid and not pid:
+        elif pid == FELLED != old_pid:
             found.append(f"{unit} does not run any more")
         elif old_pid == pid:
             found += [
