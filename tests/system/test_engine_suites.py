@@ -831,6 +831,7 @@ def test_options_of_another_kind_of_mount(both: tuple[Daemon, Daemon], case: str
 
 def test_who_waits_and_leaves_is_noticed_at_once(both: tuple[Daemon, Daemon]) -> None:
     """Their threads and connections do not stay until something happens."""
+    assert both[0].ask("GET", "/_ping")[0] == 200  # it may have left
     engine_pid = whole.main_pid("teud.service")
 
     def sockets() -> int:
@@ -920,6 +921,7 @@ def test_limits_of_an_update(teud: Daemon) -> None:
 
 def test_what_many_clients_took_is_given_back(both: tuple[Daemon, Daemon]) -> None:
     """Sixty who save an image and read none of it, twice."""
+    assert both[0].ask("GET", "/_ping")[0] == 200  # it may have left
     statm = f"/proc/{whole.main_pid('teud.service')}/statm"
 
     def resident() -> int:
