@@ -758,6 +758,7 @@ def add_command(options: Options, config: dict[str, Any], command: list[str]) ->
 
 def add_ports(options: Options, config: dict[str, Any], host: dict[str, Any]) -> None:
     exposed: dict[str, Any] = {}
+    host["PortBindings"] = {}  # told again by inspect, as docker's
     if options["publish"]:
         exposed, host["PortBindings"] = publish(options["publish"])
         if sources := port_sources(options["publish"]):
