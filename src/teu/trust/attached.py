@@ -16,7 +16,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from teu.oci import digest as digests
-from teu.oci import image_spec
+from teu.oci import image_spec, jsontext
 from teu.oci.distribution import Aborted, NotFound
 from teu.trust.errors import TrustError
 
@@ -41,6 +41,17 @@ DSSE = "application/vnd.dsse.envelope.v1+json"
 TAGS = {"sig": COSIGN, "att": ATTESTATION, "sbom": SBOM}
 SIGNATURES = (COSIGN, NOTATION, ATTESTATION, BUNDLE)
 _ARTIFACTS = {NOTATION_ARTIFACT: NOTATION, COSIGN_ARTIFACT: COSIGN, COSIGN_ATTESTATION: ATTESTATION}
+
+
+def json_object(data: bytes | str, what: str) -> dict[str, Any]:
+    """A document of a signature's; `what` names it in errors. Raises TrustError."""
+    try:
+        found = jsontext.loads(data)
+    except ValueError as error:
+        raise TrustError(f"{what} is not JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise TrustError(f"{what} is not a JSON object")
+    return found
 
 
 class Source(Protocol):

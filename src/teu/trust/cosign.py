@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from teu.oci import jsontext
 from teu.trust import keys
-from teu.trust.attached import BUNDLE, BUNDLE_ARTIFACT, DSSE, SIMPLE_SIGNING
+from teu.trust.attached import BUNDLE, BUNDLE_ARTIFACT, DSSE, SIMPLE_SIGNING, json_object
 from teu.trust.errors import TrustError
 from teu.trust.policy import known_as, signed_reference, within
 
@@ -77,16 +77,6 @@ class Trusted(NamedTuple):
     keys: Sequence[Key]
     logs: Sequence[Key] = ()
     authorities: Authorities | None = None
-
-
-def _object(data: bytes | str, what: str) -> dict[str, Any]:
-    try:
-        found = jsontext.loads(data)
-    except ValueError as error:
-        raise TrustError(f"{what} is not JSON: {error}") from None
-    if not isinstance(found, dict):
-        raise TrustError(f"{what} is not a JSON object")
-    return found
 
 
 def _member(document: Any, name: str, kind: type, what: str) -> Any:
@@ -160,7 +150,7 @@ def check(one: Attached, data: bytes, digest: str, wanted: Reference, rule: Cosi
         if not entry:
             raise TrustError("it comes without an entry of a transparency log, which rekor-keys ask for")
         proof = _Proof(hashlib.sha256(data).hexdigest(), signature)
-        return _check_log(_object(entry, "the log's entry"), trusted.logs, proof)
+        return _check_log(json_object(entry, "the log's entry"), trusted.logs, proof)
 
     given: list[Any] = []
     if trusted.authorities is not None and CERTIFICATE in one.annotations:
@@ -170,7 +160,7 @@ def check(one: Attached, data: bytes, digest: str, wanted: Reference, rule: Cosi
     elif CERTIFICATE in one.annotations:
         given = [None]
     signer = _signer(trusted, data, signature, given, logged)
-    payload = _object(data, "the payload")
+    payload = json_object(data, "the payload")
     critical = _member(payload, "critical", dict, "the payload")
     if critical.get("type") != PAYLOAD_TYPE:
         raise TrustError(f"its payload is of the type {critical.get('type')!r}, not {PAYLOAD_TYPE!r}")
@@ -243,7 +233,7 @@ SIGNATURES_MAX = 16  # of one envelope
 
 
 def _statement(payload: bytes, signer: str) -> Statement:
-    document = _object(payload, "the statement")
+    document = json_object(payload, "the statement")
     if document.get("_type") not in STATEMENTS:
         raise TrustError(f"it has a {document.get('_type')!r}, and no statement of in-toto")
     subjects: list[str] = []
@@ -263,10 +253,10 @@ def unverified_type(data: bytes) -> str:
     """The predicate's type in an envelope, or in a bundle with one, for lists; nobody has checked the signature. ""
     where there is none."""
     try:
-        document = _object(data, "it")
+        document = json_object(data, "it")
         envelope = document.get("dsseEnvelope") or document
         payload = _decoded(_member(envelope, "payload", str, "it"), "it")
-        return str(_object(payload, "it").get("predicateType") or "")
+        return str(json_object(payload, "it").get("predicateType") or "")
     except TrustError:
         return ""
 
@@ -277,7 +267,7 @@ def attestation(one: Attached, data: bytes, digest: str, trusted: Sequence[Key])
         bundle = _bundle(data)
         envelope, certificate = bundle.envelope, bundle.by_certificate
     elif one.layer["mediaType"] == DSSE:
-        envelope, certificate = _object(data, "the envelope"), bool(one.annotations.get(CERTIFICATE))
+        envelope, certificate = json_object(data, "the envelope"), bool(one.annotations.get(CERTIFICATE))
     else:
         raise TrustError(f"it is a {one.layer['mediaType']}, and no envelope of DSSE")
     message, payload, signatures = _opened(envelope)
@@ -306,7 +296,7 @@ class _Bundle(NamedTuple):
 
 
 def _bundle(data: bytes) -> _Bundle:
-    document = _object(data, "the bundle")
+    document = json_object(data, "the bundle")
     if not str(document.get("mediaType")).startswith(BUNDLE_ARTIFACT):
         raise TrustError(f"it is a {document.get('mediaType')}, and no bundle of sigstore's")
     if "dsseEnvelope" not in document:
@@ -397,7 +387,7 @@ def _check_log(entry: dict[str, Any], logs: Sequence[Key], proof: _Proof) -> _Lo
     message = jsontext.dumps(signed, sort_keys=True).encode()
     if not any(key.fingerprint == signed["logID"] and keys.signed(key, message, promise) for key in logs):
         raise TrustError(f"its log entry is promised by none of the logs {', '.join(key.file for key in logs)}")
-    body = _object(_decoded(signed["body"], "the log's entry"), "the log's entry")
+    body = json_object(_decoded(signed["body"], "the log's entry"), "the log's entry")
     spec = _member(body, "spec", dict, "the log's entry")
     verifiers = [verifier for entered, verifier in _entered(body.get("kind"), spec) if entered == proof]
     if not verifiers:

@@ -20,8 +20,8 @@ import time
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from teu.oci import jsontext
 from teu.trust import keys
+from teu.trust.attached import json_object
 from teu.trust.errors import TrustError
 from teu.trust.policy import AUTHENTICITY, ENFORCE, EXPIRY, REVOCATION, SKIP, TIMESTAMP, subject
 
@@ -156,9 +156,9 @@ def check(
 
 def _opened(data: bytes) -> _Envelope:
     """Integrity: the signature is the first certificate's, and the chain is one (signature-envelope-jws)."""
-    document = _object(data, "the envelope")
+    document = json_object(data, "the envelope")
     payload, protected = _text(document, "payload"), _text(document, "protected")
-    header = _object(_unpadded(protected), "its protected header")
+    header = json_object(_unpadded(protected), "its protected header")
     algorithm, scheme = header.get("alg"), header.get(f"{PREFIX}signingScheme")
     if header.get("cty") != PAYLOAD:
         raise TrustError(f"its payload is a {header.get('cty')!r}, not {PAYLOAD}")
@@ -179,20 +179,10 @@ def _opened(data: bytes) -> _Envelope:
     if not keys.signed_jws(key, f"{protected}.{payload}".encode(), _unpadded(_text(document, "signature"))):
         raise TrustError("its signature is not that of its certificate: it was changed")
     keys.check_chain(chain, _check_signer)
-    target = _object(_unpadded(payload), "its payload").get("targetArtifact")
+    target = json_object(_unpadded(payload), "its payload").get("targetArtifact")
     if not isinstance(target, dict):
         raise TrustError("its payload has no targetArtifact")
     return _Envelope(header, target, chain, scheme)
-
-
-def _object(data: bytes, what: str) -> dict[str, Any]:
-    try:
-        found = jsontext.loads(data)
-    except ValueError as error:
-        raise TrustError(f"{what} is not JSON: {error}") from None
-    if not isinstance(found, dict):
-        raise TrustError(f"{what} is not a JSON object")
-    return found
 
 
 def _text(document: dict[str, Any], name: str) -> str:
