@@ -13,7 +13,8 @@
 // No header of Python's is used, so that one build serves the Pythons of all Debian releases: what it says of
 // PyConfig is in `layouts` below, and is checked against what PyConfig_InitIsolatedConfig writes there.
 //
-// -DPROGRAM="teu-runc" -DMULTIARCH="x86_64-linux-gnu"
+// -DPROGRAM="teu-runc" -DMULTIARCH="x86_64-linux-gnu", and -DINTERRUPTED=130 for a program that people call: SIGINT ends it
+// with that status (until Python's start is completed, then it is a KeyboardInterrupt), and SIGPIPE as every filter.
 
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -279,11 +280,31 @@ static PyObject *call_syscall(PyObject *self, PyObject *arguments) {
 static _Alignas(16) char config[1024];  // a PyConfig
 #define AT(member) (*(int *)(config + layout->member))
 
+#ifdef INTERRUPTED
+static void interrupted(int number) {
+    (void)number;
+    _exit(INTERRUPTED);
+}
+
+// SIGINT is ours, or nobody's again; as with Python's own start, what the caller has ignored stays so.
+static void on_interrupt(void (*before)(int), void (*after)(int)) {
+    struct sigaction found;
+    if (!sigaction(SIGINT, NULL, &found) && found.sa_handler == before)
+        signal(SIGINT, after);
+}
+#endif
+
 // complete(): the rest of Python's start. A second call, now with init_main, goes on where the first had ended.
 static PyObject *call_complete(PyObject *self, PyObject *arguments) {
     (void)self, (void)arguments;
     AT(init_main) = 1;
+#ifdef INTERRUPTED
+    on_interrupt(interrupted, SIG_DFL);
+#endif
     PyStatus status = p_Py_InitializeFromConfig(config);
+#ifdef INTERRUPTED
+    signal(SIGPIPE, SIG_DFL);
+#endif
     if (status.type) {
         p_PyErr_SetString(*p_PyExc_RuntimeError, status.message ? status.message : "Python could not be started");
         return NULL;
@@ -367,7 +388,12 @@ int main(int argc, char **argv) {
 
     const struct header *header = (void *)archive;
     // From here on Python runs, and errors are Python's.
+#ifdef INTERRUPTED
+    signal(SIGPIPE, SIG_DFL);
+    on_interrupt(SIG_DFL, interrupted);
+#else
     signal(SIGPIPE, SIG_IGN);
+#endif
     signal(SIGXFSZ, SIG_IGN);
     p_PyGC_Disable();  // it lives for milliseconds, and its child's memory stays shared the longer the less is touched
     static PyMethodDef methods[] = {

@@ -7,9 +7,9 @@
     lab        tests/lab: the labs themselves, 50 power cuts in VMs, and SELinux in a machine that is booted for it
     ns         tests/system with the packages in the namespace lab (Debian 13)
     bookworm   a smaller set in the namespace lab with Debian 12
-    forky      the packages, the quick start and the peers in the namespace lab with Debian testing
+    forky      packages, quick start, peers, and what docker 28 says, in the namespace lab with Debian testing
     vm         tests/system with the packages in the VM lab
-    fuzz       every target of `./dev fuzz` for 20 seconds, always with the same seed
+    fuzz       every target of `./dev fuzz` for 10 seconds, always with the same seed
     budget     what a command costs, process by process (benchmarks/budget.py); it only tells, and fails nothing
 
 Results are in build/test/: STAGE.xml (junit), STAGE.log. Every stage that fails makes the end fail, and so
@@ -17,9 +17,9 @@ does one that did not come to its summary.
 
 More than one stage: two run at a time (--jobs), each in a process of its own, and their lines begin with their names.
 Stages ns and lab are dealt out in shares of their files, each in a lab of its own. The longest begin first (seconds.py
-says which those are), and beside one that fills the processors, as an emulated machine does, one that mostly waits.
-Where none is left that fills them, three go on. On a new machine what the labs stand on (root file systems, the
-VM's disk, the validation programs) is made from the start on, beside the packages and the unit tests.
+says which those are), forky before them, and beside one that fills the processors, as an emulated machine does, one
+that mostly waits. Where none is left that fills them, three go on. On a new machine what the labs stand on (root file
+systems, the VM's disk, the validation programs) is made from the start on, beside the packages and the unit tests.
 
 The tests kill daemons and cut power at random moments. When no more than three tests of a whole run failed, those are
 run twice more, each time in a fresh lab, after all else has ended. If one fails again it has failed; if not it is
@@ -46,25 +46,40 @@ from pathlib import Path
 
 from fuzz.__main__ import library as fuzz_library
 
-from lab import build, clients, namespace, newer, quick, rootfs, seconds, validation, vm
+from lab import build, clients, goprograms, namespace, newer, quick, rootfs, seconds, validation, vm
 
 SOURCE = quick.SOURCE
 RESULTS = SOURCE / "build/test"
 PYTHON = quick.PYTHON
 STAGES = ("lint", "unit", "deb", "lab", "ns", "bookworm", "forky", "vm", "fuzz", "budget")
 LABS = frozenset({"lab", "ns", "bookworm", "forky", "vm", "fuzz", "budget"})  # they need the packages
-SHARES = {"ns": 4, "lab": 2}
+SHARES = {"ns": 4, "lab": 3}
 FILES = {"ns": "tests/system/test_*.py", "lab": "tests/lab/test_*.py"}
 # What keeps a processor and more: of a stage that is dealt out, the share with such a file.
 BUSY = frozenset({"deb", "lint", "unit", "vm", "fuzz", "tests/lab/test_power_cuts.py"})
-FUZZ_SECONDS, FUZZ_SEED = 20, 1
+# Of those of a kind, busy or waiting, these begin before longer ones: it is the whole that is to end together, and one
+# that is not dealt out would be alone at the end.
+EARLY = frozenset({"forky"})
+FUZZ_SECONDS, FUZZ_SEED = 10, 1
 BUDGET_ROUNDS = 3
+# Loops over deaths and races go round half as often as a test by itself does; TEU_ROUNDS=1 is all of it.
+ROUNDS = "0.5"
 
 # The smaller set for Debian 12: the packages, and the whole way of a container.
-BOOKWORM = ("tests/system/test_packages.py", "tests/system/test_whole_picture.py")
+BOOKWORM = (
+    "tests/system/test_cli_coldstart.py",
+    "tests/system/test_declared_coldstart.py",
+    "tests/system/test_packages.py",
+    "tests/system/test_whole_picture.py",
+)
 # For the next Debian: another Python, another systemd, and the newest peers on both sides of each seam.
 FORKY = (
+    "tests/system/test_cli_coldstart.py",
+    "tests/system/test_cli_docker.py",
+    "tests/system/test_containerd_conformance.py",
     "tests/system/test_containerd_ctr.py",
+    "tests/system/test_containerd_sandbox.py",
+    "tests/system/test_declared_coldstart.py",
     "tests/system/test_packages.py",
     "tests/system/test_runc_coldstart.py",
     "tests/system/test_runc_peers_containerd.py",
@@ -78,10 +93,11 @@ FORKY = (
 RERUN = ("unit", "lab", "ns", "bookworm", "forky", "vm", "fuzz")
 RERUN_TIMES = 2
 RERUN_AT_MOST = 3  # in a whole run; more than these are not bad luck
+REASON = 300  # so much of what a failure said stands in the last lines
 LIMIT = {
     "unit": 900,
     "lab": 2400,
-    "ns": 2400,
+    "ns": 3000,
     "bookworm": 900,
     "forky": 1200,
     "vm": 2700,
@@ -103,6 +119,7 @@ class Result:
     note: str = ""
     failures: list[str] = field(default_factory=list)
     flaky: list[str] = field(default_factory=list)
+    reasons: dict[str, str] = field(default_factory=dict)  # of each of those, what its first failure said
 
 
 def say(text: str) -> None:
@@ -154,13 +171,11 @@ def count(result: Result, junit: Path, status: int) -> Result:
         result.failed += 1
         result.error = f"no results (exit status {status})"
         return result
-    failures = [
-        f"{case.get('classname', '').replace('.', '/')}.py::{case.get('name')}"
-        for suite in suites
-        for case in suite.iter("testcase")
-        if case.find("failure") is not None or case.find("error") is not None
-    ]
-    result.failures = list(dict.fromkeys(failures))
+    for case in (case for suite in suites for case in suite.iter("testcase")):
+        for said in (*case.iter("failure"), *case.iter("error")):
+            test = f"{case.get('classname', '').replace('.', '/')}.py::{case.get('name')}"
+            result.reasons.setdefault(test, " ".join(said.get("message", "").split())[:REASON])
+    result.failures = list(result.reasons)
     for suite in suites:
         failed = int(suite.get("failures", 0)) + int(suite.get("errors", 0))
         skipped = int(suite.get("skipped", 0))
@@ -240,14 +255,18 @@ def in_namespace(stage: str, tag: str, release: str, extra: list[str]) -> Result
     binds = [f"{results}:/results"]
     if stage == "ns" and (not extra or any("validation" in each for each in extra)):
         binds.append(f"{validation.ensure()}:{validation.INSIDE}:ro")
-    if stage == "ns" and (not extra or any("newer" in each for each in extra)):
+    if stage == "ns" and (not extra or any("newer" in each or "cri_k" in each for each in extra)):
         binds.append(f"{newer.ensure()}:{newer.INSIDE}:ro")
+    for program, user in ((goprograms.NRI_PLUGIN, "nri_newer"), (goprograms.KUBE_CLIENT, "cri_kubelet")):
+        if stage == "ns" and (not extra or any(user in each for each in extra)):
+            binds.append(f"{program.ensure()}:{program.inside}:ro")
     if stage == "ns" and (not extra or any("clients_real" in each for each in extra)):
         binds.append(f"{clients.ensure()}:{clients.INSIDE}:ro")
     try:
         namespace.start(name, release, SOURCE, binds=binds)
         namespace.install_packages(name, packages())
-        command = namespace.enter_command(name, pytest_inside("/results/junit.xml", extra), ["TEU_LAB=namespace"])
+        variables = ["TEU_LAB=namespace", f"TEU_ROUNDS={os.environ.get('TEU_ROUNDS', ROUNDS)}"]
+        command = namespace.enter_command(name, pytest_inside("/results/junit.xml", extra), variables)
         status = call(command, RESULTS / f"{tag}.log", LIMIT[stage])
         return count(result, results / "junit.xml", status)
     except namespace.LabError as error:
@@ -396,13 +415,14 @@ IMAGES: tuple[tuple[str, frozenset[str], Callable[[], object]], ...] = (
     ("trixie's fresh", frozenset({"lab"}), lambda: rootfs.ensure("trixie", "fresh")),
     ("QEMU", frozenset({"lab", "vm"}), lambda: rootfs.ensure("trixie", "qemu")),
     ("the VM", frozenset({"lab", "vm"}), lambda: vm.ensure("trixie")),
+    ("forky's lab", frozenset({"forky"}), lambda: rootfs.ensure("forky")),
     ("bookworm's fresh", frozenset({"lab"}), lambda: rootfs.ensure("bookworm", "fresh")),
     ("trixie's host", frozenset({"lab"}), lambda: rootfs.ensure("trixie", "host")),
     ("validation", frozenset({"ns"}), validation.ensure),
     ("a newer docker", frozenset({"ns"}), newer.ensure),
+    *((program.name, frozenset({"ns"}), program.ensure) for program in goprograms.ALL),
     ("clients", frozenset({"ns"}), clients.ensure),
     ("bookworm's lab", frozenset({"bookworm"}), lambda: rootfs.ensure("bookworm")),
-    ("forky's lab", frozenset({"forky"}), lambda: rootfs.ensure("forky")),
     ("fuzz", frozenset({"fuzz"}), fuzz_library),
 )
 
@@ -553,15 +573,16 @@ def parts(stages: list[str]) -> list[Part]:
 
 def next_of(ready: list[Part], going: list[Part], jobs: int) -> Part | None:
     """Which is to start beside those that are going on, or None where there is room for none: the packages before all
-    else, then what needs none of them; then of those that are of the other kind, busy or waiting, the longest.
+    else, then what needs none of them; then of those that are of the other kind, busy or waiting, an early one, or the
+    longest.
 
     Labs that wait for their daemons keep three quarters of a processor each: where there are only such, there is room
     for one more.
     """
     busy = any(part.busy for part in going)
 
-    def rank(part: Part) -> tuple[bool, bool, bool, float]:
-        return part.stage == "deb", part.stage not in LABS, part.busy != busy, part.seconds
+    def rank(part: Part) -> tuple[bool, bool, bool, bool, float]:
+        return part.stage == "deb", part.stage not in LABS, part.busy != busy, part.stage in EARLY, part.seconds
 
     chosen = max(ready, key=rank)
     room = jobs if jobs == 1 or busy or chosen.busy else jobs + 1
@@ -638,6 +659,7 @@ def joined(stages: list[str], ended: list[Part]) -> list[Result]:
             whole.error = " ".join(filter(None, [whole.error, each.error]))
             whole.note = " ".join(filter(None, [whole.note, each.note]))
             whole.failures += each.failures
+            whole.reasons |= each.reasons
         results.append(whole)
     return results
 
@@ -689,8 +711,10 @@ def main() -> int:
         for test in result.flaky:
             where = f"build/test/{result.stage}*.first.log"
             print(f"FLAKY in {result.stage}: {test} failed, then passed {RERUN_TIMES} times ({where})")
+            print(f"    {result.reasons.get(test, '')}")
         for test in result.failures:  # here as well: who reads only the end of a run learns what to look for
             print(f"FAILED in {result.stage}: {test}")
+            print(f"    {result.reasons.get(test, '')}")
         if result.error:
             print(f"FAILED in {result.stage}: {result.error}")
     print(f"total time {time.monotonic() - began:.0f} s")

@@ -58,6 +58,7 @@ class Declared:
             path.unlink(missing_ok=True)
             if path.parent not in (PLACE, UNITS):
                 path.parent.rmdir() if not any(path.parent.iterdir()) else None
+        self.files.clear()
         self.reload()
         call("systemctl", "reset-failed", check=False)
 

@@ -26,8 +26,7 @@ from typing import Any
 import peers
 import pytest
 
-TREE = Path(__file__).resolve().parents[2]
-TEU = str(TREE / "bin/teu") if (TREE / "bin/teu").exists() else "/usr/bin/teu"
+TEU = "/usr/bin/teu"
 
 pytestmark = pytest.mark.needs("docker", "dockerd", "trixie")
 

@@ -17,8 +17,7 @@ import images
 import peers
 import pytest
 
-TREE = Path(__file__).resolve().parents[2]
-TEU = str(TREE / "bin/teu") if (TREE / "bin/teu").exists() else "/usr/bin/teu"
+TEU = "/usr/bin/teu"
 SOCKET = "unix:///run/teu/teud.sock"
 
 

@@ -19,8 +19,7 @@ import docker_words
 import peers
 import pytest
 
-TREE = Path(__file__).resolve().parents[2]
-TEU = str(TREE / "bin/teu") if (TREE / "bin/teu").exists() else "/usr/bin/teu"
+TEU = "/usr/bin/teu"
 
 # Debian 12 has docker 20.10, whose words differ from those of 26.
 pytestmark = pytest.mark.needs("docker", "dockerd", "trixie")

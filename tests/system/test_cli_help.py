@@ -14,7 +14,7 @@ import peers
 import pytest
 
 TREE = Path(__file__).resolve().parents[2]
-TEU = str(TREE / "bin/teu") if (TREE / "bin/teu").exists() else "/usr/bin/teu"
+TEU = "/usr/bin/teu"
 sys.path.insert(0, str(TREE / "src"))
 
 pytestmark = pytest.mark.needs("docker", "trixie")

@@ -15,8 +15,7 @@ from typing import Any
 import peers
 import pytest
 
-TREE = Path(__file__).resolve().parents[2]
-TEU = str(TREE / "bin/teu") if (TREE / "bin/teu").exists() else "/usr/bin/teu"
+TEU = "/usr/bin/teu"
 DOCKER = "application/vnd.docker."
 OCI = "application/vnd.oci.image."
 

@@ -16,8 +16,7 @@ import peers
 import pytest
 import whole
 
-TREE = Path(__file__).resolve().parents[2]
-TEU = str(TREE / "bin/teu") if (TREE / "bin/teu").exists() else "/usr/bin/teu"
+TEU = "/usr/bin/teu"
 SOCKET = "unix:///run/teu/teud.sock"
 PLUGINS = ("compose", "buildx")
 

@@ -122,6 +122,21 @@ def test_ready_when_it_says_so(declare: Declared) -> None:
     assert Path(f"/proc/{main_pid('web.service')}/cmdline").read_bytes().count(b"teu-unit"), "MAINPID= was not obeyed"
 
 
+def test_what_it_sends_to_the_journal_has_its_name(declare: Declared) -> None:
+    program = (
+        "import socket, time; s = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM);"
+        " s.sendto(b'MESSAGE=by itself' + bytes([10]), '/run/systemd/journal/socket'); time.sleep(1000)"
+    )
+    journald = "/run/systemd/journal/socket"
+    declare.write(
+        web_container=f"[Container]\nImage=busybox\nStopSignal=SIGKILL\n{HOST_PYTHON}Volume={journald}:{journald}\n"
+        f'Exec=/usr/bin/python3 -c "{program}"\n',
+    )
+    start("web.service")
+    matches = ("CONTAINER_NAME=systemd-web", "_SYSTEMD_UNIT=web.service")
+    eventually("it is there", lambda: "by itself" in out("journalctl", "-o", "cat", "--no-pager", *matches))
+
+
 def test_a_container_that_never_says_so_fails(declare: Declared) -> None:
     declare.write(web_container=f"{SLEEP}Notify=yes\n[Service]\nTimeoutStartSec=2\n")
     assert start("web.service", check=False)

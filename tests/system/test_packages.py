@@ -80,7 +80,12 @@ def test_every_program_starts_without_what_its_caller_has_for_python() -> None:
     programs = [file for file in files if file.is_file() and file.stat().st_mode & 0o111]
     first = {file: file.read_bytes().partition(b"\n")[0] for file in programs}
     python = {str(file): line.decode() for file, line in first.items() if line.startswith(b"#!") and b"python" in line}
-    assert {"/usr/bin/teu", "/usr/sbin/teud", "/usr/sbin/teu-containerd"} <= set(python)
+    assert {
+        "/usr/lib/teu/teu",
+        "/usr/lib/teu/teu-system-generator",
+        "/usr/sbin/teud",
+        "/usr/sbin/teu-containerd",
+    } <= set(python)
     assert set(python.values()) == {"#!/usr/bin/python3 -IS"}, python
 
 

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import itertools
 import json
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from coldstarts import FOLDER, archive, without
 from runc_bundle import BASE, Bundle, new_bundle
 
 from teu.coldstart import archive as archives
@@ -23,22 +23,6 @@ from teu.runc.commands import COMMANDS
 pytestmark = pytest.mark.needs("packages")
 
 PROGRAM = "/usr/sbin/teu-runc"
-FOLDER = Path("/usr/lib/teu")
-
-
-def archive() -> Path:
-    (found,) = FOLDER.glob("teu-runc.cpython-*")
-    return found
-
-
-@contextlib.contextmanager
-def without(path: Path) -> Iterator[None]:
-    aside = path.with_name(path.name + ".aside")
-    path.rename(aside)
-    try:
-        yield
-    finally:
-        aside.rename(path)
 
 
 @pytest.fixture
@@ -67,7 +51,7 @@ def test_no_module_is_looked_for_in_files(bundle: Bundle) -> None:
     id = bundle.detached()
     for words in (("state", id), ("kill", id, "0"), ("delete", "-f", id)):
         calls = traced(bundle, *words)
-        assert any(str(archive()) in call for call in calls)
+        assert any(str(archive("teu-runc")) in call for call in calls)
         assert not [call for call in calls if ".py" in call.replace(".cpython-", "") or "dist-packages" in call]
 
 
@@ -91,8 +75,8 @@ def test_short_commands_do_not_need_importlib(bundle: Bundle, tmp_path: Path) ->
     assert begin in text
     importer.write_text(text.replace(begin, begin + '    raise OSError("importlib is wanted")\n'))
     id = bundle.detached()
-    whole = archive().read_bytes()
-    archive().write_bytes(archives.archive("teu-runc", package))
+    whole = archive("teu-runc").read_bytes()
+    archive("teu-runc").write_bytes(archives.archive("teu-runc", package))
     try:
         assert json.loads(bundle.runc("state", id).stdout)["status"] == "running"
         assert id in bundle.runc("list").stdout
@@ -107,7 +91,7 @@ def test_short_commands_do_not_need_importlib(bundle: Bundle, tmp_path: Path) ->
         assert failed.returncode
         assert "importlib is wanted" in failed.stderr
     finally:
-        archive().write_bytes(whole)
+        archive("teu-runc").write_bytes(whole)
     assert json.loads(bundle.runc("features").stdout)["ociVersionMin"]
 
 
@@ -151,15 +135,17 @@ def test_without_a_part_it_starts_as_a_script(bundle: Bundle, missing: str) -> N
     quick = bundle.runc("state", id).stdout
     if missing == "stale":
         # byte code of another Python
-        whole = archive().read_bytes()
-        archive().write_bytes(whole[:8] + b"\0\0\0\0" + whole[12:])
+        whole = archive("teu-runc").read_bytes()
+        archive("teu-runc").write_bytes(whole[:8] + b"\0\0\0\0" + whole[12:])
         try:
             slow = bundle.runc("state", id).stdout
         finally:
-            archive().write_bytes(whole)
+            archive("teu-runc").write_bytes(whole)
     else:
-        (library,) = Path("/usr/lib").glob(f"*/libpython{archive().suffix.removeprefix('.cpython-')[0]}.*.so.1.0")
-        with without(archive() if missing == "archive" else library):
+        (library,) = Path("/usr/lib").glob(
+            f"*/libpython{archive('teu-runc').suffix.removeprefix('.cpython-')[0]}.*.so.1.0"
+        )
+        with without(archive("teu-runc") if missing == "archive" else library):
             calls = traced(bundle, "state", id)
             slow = bundle.runc("state", id).stdout
             script = f'execve("/usr/bin/python3", ["/usr/bin/python3", "-IS", "{FOLDER}/teu-runc"'

@@ -22,7 +22,7 @@ def attach(cli: Cli, options: Options, operands: list[str]) -> int:
     tty = config["Tty"]
     stdin = not options["no-stdin"] and config["OpenStdin"]
     streams.check_terminal(stdin, tty)
-    keys = options["detach-keys"] or cli.config.get("detachKeys")
+    keys = options["detach-keys"] or cli.setting("detachKeys") or ""
     attached = streams.Attachment(tty=tty, stdin=stdin, detach_keys=keys)
     path = "/containers/" + container
     waiter = client.open("POST", path + "/wait", {"condition": ""}, own=True)
@@ -74,7 +74,7 @@ def start(cli: Cli, options: Options, operands: list[str]) -> int:
     container, config = found["Id"], found["Config"]
     tty = config["Tty"]
     stdin = options["interactive"] and config["OpenStdin"]
-    keys = options["detach-keys"] or cli.config.get("detachKeys")
+    keys = options["detach-keys"] or cli.setting("detachKeys") or ""
     attached = streams.Attachment(tty=tty, stdin=stdin, detach_keys=keys)
     path = "/containers/" + container
     forward = streams.container_forward(client, container) if not tty else None

@@ -5,7 +5,6 @@ user's file. Used by `main`, by the help and the completion, and by every module
 from __future__ import annotations
 
 import os
-import pwd
 import sys
 
 from teu.cli import commands
@@ -16,6 +15,7 @@ from teu.cli.options import Options
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any
 
     from teu.cli.config import ConfigFile
 
@@ -49,6 +49,8 @@ def folder(given: str) -> str:
         return found
     home = os.environ.get("HOME")
     if not home:
+        import pwd  # 0.02 ms, of those who have no home in their environment
+
         try:
             home = pwd.getpwuid(os.getuid()).pw_dir
         except KeyError:
@@ -119,6 +121,12 @@ class Cli:
 
             self._config = ConfigFile(self.folder)
         return self._config
+
+    def setting(self, key: str) -> Any:
+        """What the user's file has under a key, or None. Most have no such file, and need not load its reader."""
+        if self._config is None and not os.path.exists(self.folder + "/config.json"):
+            return None
+        return self.config.values.get(key)
 
     def mentions(self, key: str) -> bool:
         """Whether config.json may have that key of EVERYONES. Only where a command needs something of the
@@ -250,8 +258,18 @@ def _find_inner(group: str, words: list[str]) -> tuple[str, str, int]:
     return "", group, 2
 
 
+def whole_python() -> None:
+    """After a quick start (teu.coldstart), do what it has left out, 3 ms: for what forks, asks, or has something to
+    undo when ^C comes, a KeyboardInterrupt from now on, and before the end. As a script: nothing."""
+    # for which Python's start must be complete: coldstart/boot.py
+    import _signal  # type: ignore[import-not-found]  # noqa: F401
+
+
 def load(full: str) -> Command:
     """The command of that full name; its module is loaded."""
-    module = __import__("teu.cli." + commands.INDEX[full][0], None, None, ["COMMANDS"])
+    name = commands.INDEX[full][0]
+    if name not in commands.QUICK:
+        whole_python()
+    module = __import__("teu.cli." + name, None, None, ["COMMANDS"])
     command: Command = module.COMMANDS[full]
     return command

@@ -6,6 +6,12 @@ has a table COMMANDS whose entries say the rest (see `command.Command`)."""
 
 from __future__ import annotations
 
+# Modules whose commands do without the rest of a quick start (see `command.whole_python`): they leave nothing behind
+# when they are ended in their midst, and ask nobody.
+QUICK = frozenset(
+    ("attach", "containers", "events", "execute", "images", "info", "inspect", "lifecycle", "logs", "networks", "run")
+    + ("update", "volumes")
+)
 # Full name: (module in this package, one-line summary).
 INDEX = {
     "builder du": ("builds.manage", "Show what is in the build cache"),

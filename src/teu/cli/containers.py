@@ -192,7 +192,7 @@ DEFAULT = ["ID", "Image", "Command", "RunningFor", "Status", "Ports", "Names"]
 
 
 def list_containers(cli: Cli, options: Options, operands: list[str]) -> int:
-    form = options["format"] or ("" if options["quiet"] else cli.config.get("psFormat"))
+    form = options["format"] or ("" if options["quiet"] else cli.setting("psFormat") or "")
     last = 1 if options["latest"] else options["last"]
     size = options["size"] or ".Size" in form or "{{json.}}" in form.replace(" ", "")
     query = {

@@ -16,7 +16,7 @@ def execute(cli: Cli, options: Options, operands: list[str]) -> int:
     client = cli.client
     tty, detach = options["tty"], options["detach"]
     stdin = options["interactive"] and not detach
-    keys = options["detach-keys"] or cli.config.get("detachKeys")
+    keys = options["detach-keys"] or cli.setting("detachKeys") or ""
     streams.detach_sequence(keys or streams.DEFAULT_DETACH_KEYS)
     if not detach:
         streams.check_terminal(stdin, tty)

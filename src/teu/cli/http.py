@@ -9,7 +9,9 @@ ones for streams (attach, wait, events).
 from __future__ import annotations
 
 import _socket
+import gc
 import os
+import sys
 
 from teu.cli.errors import APIError, CommandError, ConnectError
 from teu.oci import jsontext
@@ -155,6 +157,7 @@ class Response:
 
     def messages(self) -> Iterator[Any]:
         """The JSON values of a stream, one per line."""
+        gc.enable()  # which a quick start has not done: this may go on for days
         rest = b""
         for piece in self.chunks():
             rest += piece
@@ -345,6 +348,10 @@ class Client:
         elif method not in ("GET", "HEAD"):
             headers["Content-Length"] = "0"
         request = self._head(method, path, query, headers) + (data or b"")
+        try:
+            sys.stdout.flush()  # whoever is interrupted while we wait has seen what was done
+        except OSError:
+            pass  # it is told at the end
         fresh = True
         connection: Connection | None = None
         if not own and self.idle is not None and stream is None:

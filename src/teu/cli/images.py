@@ -95,7 +95,7 @@ def list_images(cli: Cli, options: Options, operands: list[str]) -> int:
         chosen.setdefault("reference", {})[operands[0]] = True
     if options["tree"]:
         return _tree(cli, options, chosen)
-    form = options["format"] or ("" if options["quiet"] else cli.config.get("imagesFormat"))
+    form = options["format"] or ("" if options["quiet"] else cli.setting("imagesFormat") or "")
     found = cli.client.get("/images/json", {"all": options["all"], "filters": chosen or None})
     digests = options["digests"] or ".Digest" in form
     default = ["Repository", "Tag", *(["Digest"] if options["digests"] else []), "ID", "CreatedSince", "Size"]

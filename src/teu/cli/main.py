@@ -3,28 +3,24 @@
 
 This module finds the command, loads its module (and no other), parses its options and turns errors into
 messages and exit codes: 125 for wrong usage and for a daemon that refuses `run`, 1 for other failures, else
-what the command says. Everything imported here is on the way of every command, so it is little: the whole client
-starts in 12 ms. So this package does without typing (8 ms), socket (5 ms: _socket), signal (4 ms: _signal) and
-dataclasses (12 ms)."""
+what the command says. Everything imported here is on the way of every command, so it is little. So this package does
+without typing (8 ms), socket (5 ms: _socket), signal (4 ms) and dataclasses (12 ms). In the package it begins in
+`cold`, without most of Python's own start (4 ms): `_signal`, and what comes with it, is imported where it is needed."""
 
 from __future__ import annotations
 
-import _codecs
 import os
 import sys
 
 from teu import __version__
 from teu.cli import commands
-from teu.cli.command import GLOBAL_FLAGS, PROGRAM, Cli, Command, find, load
+from teu.cli.command import GLOBAL_FLAGS, PROGRAM, Cli, Command, find, load, whole_python
 from teu.cli.errors import APIError, CommandError, ConnectError
 from teu.cli.options import FALSE, Usage, parse, parse_table
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import signal as _signal
     from typing import NoReturn
-else:
-    import _signal
 
 
 def check_operands(command: Command, called: str, count: int) -> None:
@@ -117,6 +113,7 @@ def dispatch(argv: list[str]) -> int:
 def of_others(cli: Cli, argv: list[str], words: list[str]) -> int | None:
     """A command that is not ours: the exit status of docker's plugin of that name, or a CommandError that says what to
     use instead. None: it is ours under another name, or nobody's."""
+    whole_python()
     from teu.cli import elsewhere, plugins  # 1.5 ms, that a command of ours does not pay
 
     name = "buildx" if words[0] == "bake" else words[0]
@@ -153,32 +150,54 @@ def aliased(cli: Cli, argv: list[str], words: list[str]) -> int | None:
     return of_others(cli, [*before, plugin, *rest], [plugin, *rest])
 
 
+def shown_byte(letter: str) -> bytes:
+    """What is printed for half of a surrogate pair: the byte of the command line that it stands for, or the sign for
+    what cannot be shown, where a JSON text has it."""
+    code = ord(letter)
+    return bytes([code - 0xDC00]) if 0xDC80 <= code <= 0xDCFF else b"\xef\xbf\xbd"
+
+
 def as_it_came(error: UnicodeError) -> tuple[bytes, int]:
-    """What is printed for what is no text: the byte of the command line that it stands for, or the sign for what
-    cannot be shown, where a JSON text has half a surrogate pair."""
+    """What is printed for what is no text, for Python's streams."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
-    letters = error.object[error.start : error.end]
-    out = [bytes([ord(c) - 0xDC00]) if "\udc80" <= c <= "\udcff" else "\ufffd".encode() for c in letters]
-    return b"".join(out), error.end
+    return b"".join(map(shown_byte, error.object[error.start : error.end])), error.end
+
+
+def prepare_streams() -> None:
+    """Whatever the locale says: the API, names and our own marks are UTF-8, as docker's are. Output is gathered in
+    blocks on pipes and files; the streams of containers bypass it (os.write)."""
+    import _codecs  # built in; a quick start has no table of ways to fail that could be added to
+
+    _codecs.register_error("teu", as_it_came)
+    sys.stdout.reconfigure(encoding="utf-8", errors="teu")  # type: ignore[union-attr]
+    sys.stderr.reconfigure(encoding="utf-8", errors="teu")  # type: ignore[union-attr]
+
+
+def end_as_filters_do() -> None:
+    """A reader that goes away ends us quietly; sockets are written with MSG_NOSIGNAL."""
+    import _signal  # type: ignore[import-not-found]  # built in, and completes a quick start, which has done this
+
+    _signal.signal(_signal.SIGPIPE, _signal.SIG_DFL)
 
 
 def main() -> NoReturn:
+    """As a script: Python's own start has been."""
     if None in (sys.stdin, sys.stdout, sys.stderr):  # as Python shows a descriptor that the caller has closed
         from teu.linux.standard import open_what_is_closed  # 0.2 ms that the others do not pay
 
         open_what_is_closed()
-    # A reader that goes away ends us quietly, as it ends every filter; sockets are written with MSG_NOSIGNAL.
-    _signal.signal(_signal.SIGPIPE, _signal.SIG_DFL)
+    end_as_filters_do()
     argv = sys.argv[1:]
-    _codecs.register_error("teu", as_it_came)
     other_locale = sys.stdout.encoding != "utf-8"
-    # Whatever the locale says: the API, names and our own marks are UTF-8, as docker's are.
-    sys.stdout.reconfigure(encoding="utf-8", errors="teu")  # type: ignore[union-attr]
-    sys.stderr.reconfigure(encoding="utf-8", errors="teu")  # type: ignore[union-attr]
+    prepare_streams()
     if other_locale:
         argv = [os.fsencode(word).decode("utf-8", "surrogateescape") for word in argv]
-    # Output is gathered in blocks on pipes and files; the streams of containers bypass it (os.write).
+    run(argv)
+
+
+def run(argv: list[str]) -> NoReturn:
+    """The command of these words, to its end."""
     code = 1
     try:
         code = dispatch(argv)
@@ -191,6 +210,7 @@ def main() -> NoReturn:
         code = 130
     except Exception as error:
         if "-D" in sys.argv or "--debug" in sys.argv:
+            sys.stdout.flush()
             raise
         report(f"{PROGRAM}: unexpected error: {type(error).__name__}: {error}\nRun with -D for the traceback.")
     leave(code)

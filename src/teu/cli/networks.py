@@ -62,7 +62,7 @@ def list_networks(cli: Cli, options: Options, operands: list[str]) -> int:
         "LabelMap": lambda n: n.get("Labels") or {},
         "CreatedAt": lambda n: created_at(n.get("Created", "")),
     }
-    form = options["format"] or ("" if options["quiet"] else cli.config.get("networksFormat"))
+    form = options["format"] or ("" if options["quiet"] else cli.setting("networksFormat") or "")
     quiet = "ID" if options["quiet"] else ""
     table.print_list(found, view, HEADINGS, ["ID", "Name", "Driver", "Scope"], form, quiet=quiet, raw=RAW)
     return 0

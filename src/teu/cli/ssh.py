@@ -76,7 +76,8 @@ def connect(host: str) -> Any:
     try:
         # In a session of its own: what the terminal sends to us must not end the connection. A daemon with a password
         # in place of a key is asked for by SSH_ASKPASS, as with docker.
-        os.posix_spawnp("ssh", argv, os.environ, file_actions=actions, setsid=True)
+        # No signal is held back from it, as some are from us while something is attached (streams.Signals).
+        os.posix_spawnp("ssh", argv, os.environ, file_actions=actions, setsid=True, setsigmask=())
     except OSError as error:
         ours.close()
         raise ConnectError(f"cannot start ssh for {host}: {error.strerror}; install openssh-client") from None

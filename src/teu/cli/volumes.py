@@ -66,7 +66,7 @@ def list_volumes(cli: Cli, options: Options, operands: list[str]) -> int:
         )
     answer = cli.client.get("/volumes", {"filters": filters(options["filter"]) or None})
     found = sorted(answer.get("Volumes") or (), key=lambda volume: natural_key(volume["Name"]))
-    form = options["format"] or ("" if options["quiet"] else cli.config.get("volumesFormat"))
+    form = options["format"] or ("" if options["quiet"] else cli.setting("volumesFormat") or "")
     quiet = "Name" if options["quiet"] else ""
     raw = ("name Name", "driver Driver")
     table.print_list(found, COLUMNS, HEADINGS, ["Driver", "Name"], form, quiet=quiet, raw=raw)

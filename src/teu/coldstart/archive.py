@@ -29,9 +29,21 @@ FOLDER = Path("/usr/lib/teu")
 # program: (the module with main(), the packages and modules it may import)
 PROGRAMS = {
     "teu-runc": ("teu.runc.main", ("linux", "oci", "runc", "systemd")),
+    "teu": ("teu.cli.cold", ("cli", "config.py", "http2", "linux", "oci", "systemd", "trust", "ttrpc")),
+    "teu-system-generator": (
+        "teu.cli.declared.generator",
+        (
+            "cli/__init__.py",
+            *(f"cli/declared/{name}.py" for name in ("__init__", "files", "generator", "keys", "translate")),
+            "systemd/__init__.py",
+            "systemd/logfields.py",
+        ),
+    ),
 }
 # What they import of the standard library that is neither built in nor frozen in every Python: files of their own.
-EXTENSIONS = ("_ctypes", "_json", "termios")
+EXTENSIONS = ("_ctypes", "_json", "_socket", "binascii", "fcntl", "select", "termios")
+# Ways to deal with text that is no Unicode which Python's core has by itself.
+FORGIVING = ("replace", "surrogateescape", "ignore", "backslashreplace")
 
 
 def _without_texts(tree: ast.Module) -> ast.Module:
@@ -47,9 +59,25 @@ def _without_texts(tree: ast.Module) -> ast.Module:
     return tree
 
 
+class _Codecs(ast.NodeTransformer):
+    """A strict encode() or decode() asks boot.py's `codec` first: without the whole of Python it must not fail."""
+
+    def visit_Call(self, node: ast.Call) -> ast.Call:
+        self.generic_visit(node)
+        function = node.func
+        if isinstance(function, ast.Attribute) and function.attr in ("encode", "decode"):
+            ways = [*node.args[1:2], *(word.value for word in node.keywords if word.arg == "errors")]
+            forgiving = (*FORGIVING, "surrogatepass") if function.attr == "encode" else FORGIVING
+            if not ways or not all(isinstance(way, ast.Constant) and way.value in forgiving for way in ways):
+                name = ast.Name("__codec__", ast.Load())
+                asked = ast.Call(name, [function.value, ast.Constant(function.attr)], [])
+                node.func = ast.fix_missing_locations(ast.copy_location(asked, function))
+        return node
+
+
 def compiled(file: Path) -> CodeType:
     """The code of a source file. It must begin with `from __future__ import annotations`, as all of ours do."""
-    tree = _without_texts(ast.parse(file.read_bytes(), str(file)))
+    tree = _Codecs().visit(_without_texts(ast.parse(file.read_bytes(), str(file))))
     flags = __future__.annotations.compiler_flag
     code = compile(tree, str(file), "exec", flags=flags, dont_inherit=True)
     assert isinstance(code, CodeType)
@@ -59,7 +87,7 @@ def compiled(file: Path) -> CodeType:
 def _modules(package: Path, parts: tuple[str, ...]) -> dict[str, Path]:
     found = {"teu": package / "__init__.py"}
     for part in parts:
-        for file in sorted((package / part).rglob("*.py")):
+        for file in sorted((package / part).rglob("*.py")) if not part.endswith(".py") else [package / part]:
             words = ("teu", *file.relative_to(package).with_suffix("").parts)
             found[".".join(words[:-1] if words[-1] == "__init__" else words)] = file
     for file in (package / "coldstart/standin").glob("[!_]*.py"):

@@ -48,7 +48,12 @@ class Archive:
         if name in _extensions:
             return ModuleSpec(name, _loader, origin=_extensions[name])
         if name == "_signal":
-            complete()  # it is built in, and cannot be imported before
+            complete()  # it is built in, and cannot be imported before; this does import it
+            found = sys.modules.get(name)
+            if found is None:
+                return None
+            found.__spec__ = ModuleSpec(name, _loader)  # else importlib would go by the one that it has
+            return found.__spec__
         return None
 
     @staticmethod
@@ -57,11 +62,16 @@ class Archive:
             from _imp import create_dynamic
 
             return create_dynamic(spec)
+        if spec.name == "_signal":
+            # A second one would find Python's own handlers installed, and take them for somebody else's.
+            return sys.modules["_signal"]
         return None
 
     @staticmethod
     def exec_module(module: Any) -> None:
         name = module.__name__
+        if name == "_signal":
+            return
         if name in _extensions:
             from _imp import exec_dynamic
 
@@ -104,11 +114,22 @@ def complete() -> None:
     sys.meta_path.remove(LastResort)
     for name in ("os", "struct"):  # whoever comes now gets the real ones
         _modules.pop(name, None)
-        sys.modules.pop(name, None)
+        before = sys.modules.pop(name, None)
+        if before is not None and "_real" in before.__dict__:  # the stand-in, and not what that has loaded
+            before.__dict__.pop("environ", None)  # which programs change: it is the real one's from now on
     words = sys.argv
     _coldstart.complete()
     sys.argv = words
-    sys.path.insert(0, _index["path"])
+    sys.path.append(_index["path"])
+    _coldstart.completed()
+
+
+def codec(value: Any, name: str) -> Any:
+    """The method `encode` or `decode` of a value, to be called strictly. What is ASCII cannot fail; for others Python's
+    start is completed, as its core looks for the way to fail where there is no table of those."""
+    if not (isinstance(value, str | bytes | bytearray) and value.isascii()):
+        complete()
+    return getattr(value, name)
 
 
 def open(file: Any, mode: str = "r", *arguments: Any, **options: Any) -> Any:
@@ -123,6 +144,8 @@ def open(file: Any, mode: str = "r", *arguments: Any, **options: Any) -> Any:
 importer.importlib_came = _importlib_came
 _importlib = False
 builtins.open = open
+builtins.__codec__ = codec  # type: ignore[attr-defined]  # archive.py has it called
+_coldstart.completed = lambda: None  # a program may have something to do then
 sys.path = []
 try:
     __import__(_index["entry"], None, None, ["main"]).main()

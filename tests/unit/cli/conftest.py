@@ -8,7 +8,6 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import NamedTuple
 
 import pytest
@@ -51,7 +50,7 @@ def teu(
 
     monkeypatch.setattr(main, "leave", leave)
     # Our server writes from this process too: a client that goes away must not end it.
-    monkeypatch.setattr(main, "_signal", SimpleNamespace(signal=lambda *_: None, SIGPIPE=13, SIG_DFL=0))
+    monkeypatch.setattr(main, "end_as_filters_do", lambda: None)
     kept = os.dup(0)
 
     def run(*argv: str, stdin: bytes = b"") -> Result:

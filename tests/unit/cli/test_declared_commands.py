@@ -47,6 +47,15 @@ def test_mistakes_are_told_by_line(teu: Callable[..., Any], folder: Path) -> Non
     assert one.err.splitlines() == [f"{folder}/other.container:3: [Container] has no key Colour"]
 
 
+def test_names_that_no_unit_can_have(teu: Callable[..., Any], folder: Path) -> None:
+    for name, given in (("folder", "no/folder"), ("long", "long" * 62), ("word", "ü"), ("none", "a b")):
+        (folder / f"{name}.container").write_text(f"[Container]\nImage=busybox\nServiceName={given}\n")
+        done = teu("system", "validate", "-q", str(folder / f"{name}.container"))
+        assert done.code == 1 and done.err.startswith(f"{folder}/{name}.container:3: ServiceName={given}: "), done
+    (folder / "good.container").write_text("[Container]\nImage=busybox\nServiceName=a:b-c_d.e@f\\x2d\n")
+    assert teu("system", "validate", str(folder / "good.container")).out.endswith(": a:b-c_d.e@f\\x2d.service\n")
+
+
 def test_two_files_with_one_unit_and_a_path_that_is_none(teu: Callable[..., Any], folder: Path) -> None:
     (folder / "a.container").write_text("[Container]\nImage=busybox\nServiceName=x\n")
     (folder / "b.container").write_text("[Container]\nImage=busybox\nServiceName=x\n")

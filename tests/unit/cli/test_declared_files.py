@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -77,8 +78,9 @@ def test_words_are_split_as_systemd_does(text: str, expected: list[str]) -> None
 def test_words_that_are_none_are_told() -> None:
     with pytest.raises(Problem, match="not closed"):
         word_list("'a b")
-    with pytest.raises(Problem, match="escape"):
-        word_list(r"\xzz")
+    for text in (r"\xzz", r"\ud800", r"\U00110000"):
+        with pytest.raises(Problem, match="escape"):
+            word_list(text)
     with pytest.raises(Problem, match="neither"):
         truth(Entry("ReadOnly", "maybe", "/x", 1))
 
@@ -129,9 +131,12 @@ def test_a_circle_of_folders_has_an_end(tmp_path: Path) -> None:
 def test_files_that_are_podmans_alone_and_no_text_are_told(tmp_path: Path) -> None:
     (tmp_path / "x.kube").write_text("[Kube]\nYaml=x\n")
     (tmp_path / "y.container").write_bytes(b"[Container]\nImage=\xff\n")
+    (tmp_path / "z.container").write_bytes(b"[Container]\nImage=\xef\xbf\xbd\n")  # which stands for what is no text
+    (tmp_path / "both.container").write_bytes(b"[Container]\nImage=\xef\xbf\xbd\xef\xbf\n")
     found, problems = load((str(tmp_path),))
     assert [problem.path for problem in problems] == [str(tmp_path / "x.kube")]
-    assert "UTF-8" in str(found["y.container"].problems[0])
+    assert "UTF-8" in str(found["y.container"].problems[0]) and "UTF-8" in str(found["both.container"].problems[0])
+    assert found["z.container"].every("Container", "Image")[0].value == "\ufffd" and not found["z.container"].problems
 
 
 def run(folder: Path, target: Path) -> subprocess.CompletedProcess[str]:
@@ -172,6 +177,23 @@ def test_a_mistake_costs_one_file_and_its_unit_tells_it(tmp_path: Path) -> None:
     assert f"system validate --quiet {tmp_path}/in/bad.container" in (tmp_path / "out/bad.service").read_text()
 
 
+def test_what_cannot_be_written_costs_itself_alone(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for name, more in (
+        ("a", "[Install]\nAlias=web.service/x.service a/b/deep.service\n"),
+        ("web", "[Install]\nWantedBy=multi-user.target\n"),
+    ):
+        (tmp_path / f"in/{name}.container").write_text(f"[Container]\nImage=busybox\n{more}")
+    (tmp_path / f"in/{'long' * 61}.network").write_text("[Network]\n")
+    done = run(tmp_path / "in", tmp_path / "out")
+    assert done.returncode == 1 and len(done.stderr.splitlines()) == 2
+    for place in ("web.service/x.service", "longlonglong"):
+        assert place in done.stderr
+    assert "teu-unit" in (tmp_path / "out/web.service").read_text() and (tmp_path / "out/a.service").exists()
+    assert os.readlink(tmp_path / "out/multi-user.target.wants/web.service") == "../web.service"
+    assert os.readlink(tmp_path / "out/a/b/deep.service") == "../a.service"
+
+
 def test_no_folder_is_no_work(tmp_path: Path) -> None:
     assert run(tmp_path / "none", tmp_path / "out").returncode == 0
     assert not list((tmp_path / "out").iterdir())
@@ -192,17 +214,79 @@ def test_problems_go_to_the_journal_or_the_kernels_log(tmp_path: Path, monkeypat
     assert (tmp_path / "kmsg").read_text() == "<3>teu-system-generator: /x/web.container:7: is wrong\n"
 
 
-def test_the_generator_imports_next_to_nothing() -> None:
-    """It stands between the kernel and the first unit of every boot."""
-    script = "import sys; sys.path.insert(0, 'src'); import teu.cli.declared.generator; print(*sys.modules)"
+# What the generator is of.
+MODULES = {"teu", "teu.cli", "teu.cli.declared"}
+MODULES |= {f"teu.cli.declared.{name}" for name in ("files", "generator", "keys", "translate")}
+LOOK = """
+import sys
+sys.path.insert(0, 'src')
+from teu.cli.declared import generator
+units, problems = generator.everything((sys.argv[1],))
+generator.write(sys.argv[2], units)
+print(*sys.modules)
+"""
+
+
+def loaded(*command: str) -> set[str]:
     done = subprocess.run(
-        ["/usr/bin/python3", "-IS", "-c", script], capture_output=True, text=True, check=True, cwd=TOP
+        ["/usr/bin/python3", "-IS", "-c", *command], capture_output=True, text=True, check=True, cwd=TOP
     )
-    bare = subprocess.run(
-        ["/usr/bin/python3", "-IS", "-c", "import os, sys; print(*sys.modules)"],
-        capture_output=True,
-        text=True,
-        check=True,
+    return set(done.stdout.split())
+
+
+def test_the_generator_imports_next_to_nothing(tmp_path: Path) -> None:
+    """It stands between the kernel and the first unit of every boot: 50 files in 20 ms. One module more is for what is
+    bound of /run or /dev."""
+    bare = loaded("import os, sys; print(*sys.modules)")
+    for folder in ("in", "out"):
+        (tmp_path / folder).mkdir()
+    place = tmp_path / "in"
+    (place / "web.container").write_text(
+        "[Unit]\nDescription=Größe\nAfter=a.network\n[Container]\nImage=busybox\nPod=p.pod\nVolume=a.volume:/a\n"
+        "Volume=/srv:/srv\nHealthCmd='a b'\nSecret=x\nAutoUpdate=registry\n[Install]\nWantedBy=multi-user.target\n"
     )
-    more = set(done.stdout.split()) - set(bare.stdout.split())
-    assert {name for name in more if not name.startswith("teu")} <= {"__future__"}
+    for name, text in (
+        ("p.pod", "[Pod]\n"),
+        ("a.volume", "[Volume]\n"),
+        ("a.network", "[Network]\n"),
+        ("i.image", "[Image]\nImage=x\n"),
+        ("b.build", "[Build]\nImageTag=x\nFile=./Dockerfile\n"),
+        ("bad.container", "[Container]\nImagination=1\n"),
+    ):
+        (place / name).write_text(text)
+    assert loaded(LOOK, str(place), str(tmp_path / "out")) - bare <= MODULES | {"__future__"}
+    (place / "log.container").write_text("[Container]\nImage=busybox\nVolume=/dev/log:/dev/log\n")
+    more = loaded(LOOK, str(place), str(tmp_path / "out")) - bare - MODULES
+    assert more <= {"__future__", "teu.systemd", "teu.systemd.logfields"}
+
+
+def test_a_file_costs_few_steps(tmp_path: Path) -> None:
+    """What a further file costs, in calls of functions: of a program of milliseconds that is most of its time."""
+
+    def calls(count: int) -> int:
+        folder, target = tmp_path / f"in{count}", tmp_path / f"out{count}"
+        folder.mkdir()
+        target.mkdir()
+        for number in range(count):
+            (folder / f"web{number}.container").write_text(
+                f"[Unit]\nDescription=Site {number}\n[Container]\nImage=docker.io/library/busybox:latest\n"
+                "PublishPort=80:80\nVolume=/srv:/srv:ro\nEnvironment=A=1 B=2\nExec=httpd -f\n"
+                "[Service]\nRestart=always\n[Install]\nWantedBy=multi-user.target\n"
+            )
+        number = 0
+
+        def called(_frame: object, event: str, _argument: object) -> None:
+            nonlocal number
+            number += event == "call"
+
+        before = sys.getprofile()
+        sys.setprofile(called)
+        try:
+            units, problems = generator.everything((str(folder),))
+            generator.write(str(target), units)
+        finally:
+            sys.setprofile(before)
+        assert len(units) == count and not problems
+        return number
+
+    assert (calls(30) - calls(10)) / 20 < 170  # 145; 481 where each key was looked for in all lines

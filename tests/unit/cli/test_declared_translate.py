@@ -9,6 +9,7 @@ import pytest
 
 from teu.cli.declared import files, keys, translate
 from teu.cli.declared.translate import House, Unit
+from teu.systemd import logfields
 
 
 def made(folder: Path, **texts: str) -> tuple[dict[str, Unit], list[str]]:
@@ -110,6 +111,22 @@ def test_keys_become_options(tmp_path: Path, lines: str, expected: list[str]) ->
     found = [word for word in options(container(tmp_path, lines)) if not word.startswith(("--unit=", "--name="))]
     found = [word for word in found if word != "--log-driver=journald"]
     assert sorted(found) == sorted(expected)
+
+
+@pytest.mark.parametrize(
+    ("lines", "told"),
+    [
+        ("Volume=/run/systemd/journal/socket:/run/systemd/journal/socket", True),
+        ("Volume=/dev/log:/dev/log:rw", True),
+        ("Volume=/run:/run:ro", True),
+        ("Mount=type=bind,source=/run/systemd/journal,target=/j", True),
+        ("Mount=type=bind,src=/,target=/host", True),
+        ("Volume=/run/systemd/journalx:/x\nVolume=/srv:/dev/log\nMount=type=tmpfs,target=/dev/log", False),
+    ],
+)
+def test_a_socket_of_the_journals_gives_its_messages_the_name(tmp_path: Path, lines: str, told: bool) -> None:
+    text = container(tmp_path, lines).text
+    assert ("\nLogExtraFields=CONTAINER_NAME=systemd-%N\n" in text) is told, text
 
 
 def test_every_key_is_in_the_table_and_says_what_becomes_of_it(tmp_path: Path) -> None:
@@ -363,3 +380,8 @@ def test_a_part_of_a_mount_has_podmans_name_too(tmp_path: Path) -> None:
 def test_a_secret_asks_systemd_for_the_credential(tmp_path: Path) -> None:
     text = container(tmp_path, "Secret=a\nSecret=b", "[Service]\nLoadCredential=b:/etc/b\n").text
     assert "LoadCredential=a\nImportCredential=a" in text and text.count("LoadCredential=b") == 1
+
+
+def test_journald_listens_where_it_is_looked_for() -> None:
+    """Of what is bound elsewhere the generator does not ask where that is."""
+    assert all(path[:4] in translate.JOURNAL_NEAR for path in logfields.SOCKETS)

@@ -207,7 +207,7 @@ def test_chains_that_drop_what_is_forwarded() -> None:
     assert list(security.closed(items)) == [("inet", "filter", "forward")]
 
 
-def test_the_quick_start_of_teu_runc(tmp_path: Path) -> None:
+def test_the_quick_start_of_programs(tmp_path: Path) -> None:
     """Each thing that it needs is missed in turn, and then there."""
     root = str(tmp_path)
     assert not list(quickstart.quick_start(root)), "teu-runc is not installed"
@@ -223,7 +223,19 @@ def test_the_quick_start_of_teu_runc(tmp_path: Path) -> None:
     assert bad(list(quickstart.quick_start(root)))["quick start"].remedy == "dpkg-reconfigure teu-runc"
     write(tmp_path, {"/usr/lib/teu/teu-runc.cpython-314": ""})
     (found,) = quickstart.quick_start(root)
-    assert found.level == "ok" and "libpython3.14" in found.text
+    assert found.level == "ok" and found.text.startswith("teu-runc begins with libpython3.14")
+    write(tmp_path, {"/usr/bin/teu": "", "/usr/lib/teu/teu": ""})
+    missed, found = quickstart.quick_start(root)
+    assert missed.remedy == "dpkg-reconfigure teu" and found.text.startswith("teu-runc begins")
+    write(tmp_path, {"/usr/lib/teu/teu.cpython-314": ""})
+    (found,) = quickstart.quick_start(root)
+    assert found.level == "ok" and found.text.startswith("teu-runc and teu begin with")
+    write(tmp_path, {quickstart.PROGRAMS["teu-system-generator"]: "", "/usr/lib/teu/teu-system-generator": ""})
+    missed, _ = quickstart.quick_start(root)
+    assert missed.remedy == "dpkg-reconfigure teu" and missed.text.startswith("teu-system-generator starts as a")
+    write(tmp_path, {"/usr/lib/teu/teu-system-generator.cpython-314": ""})
+    (found,) = quickstart.quick_start(root)
+    assert found.text.startswith("teu-runc, teu and teu-system-generator begin with")
 
 
 def test_the_quick_start_knows_the_same_pythons_as_its_program() -> None:

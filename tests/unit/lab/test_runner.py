@@ -83,8 +83,14 @@ def test_the_longest_begin_first_one_that_is_busy_beside_one_that_waits() -> Non
     labs = [part for part in begun if part.stage in runner.LABS]
     assert {part.busy for part in labs[:2]} == {True, False}
     for kind in (True, False):
-        long = [part.seconds for part in labs if part.busy is kind]
+        long = [part.seconds for part in labs if part.busy is kind and part.stage not in runner.EARLY]
         assert long == sorted(long, reverse=True)
+
+
+def test_one_that_is_early_does_not_wait_for_longer_ones() -> None:
+    begun = [picture[-1] for picture in scheduled(list(runner.STAGES))]
+    labs = [part for part in begun if part.stage in runner.LABS and not part.busy]
+    assert labs[0].stage in runner.EARLY and labs[0].seconds < labs[1].seconds
 
 
 def test_so_many_at_a_time_and_one_more_where_all_wait() -> None:
@@ -172,15 +178,35 @@ def test_every_stage_is_a_part() -> None:
 
 def test_shares_are_joined_to_their_stage() -> None:
     first = runner.Part("ns", "ns-1", [], result=runner.Result("ns", passed=3, failures=["a"], failed=1, seconds=2))
+    first.result.reasons["a"] = "assert 1 == 2"
     second = runner.Part("ns", "ns-2", [], result=runner.Result("ns", passed=4, skipped=1, error="x", seconds=3))
     (whole,) = runner.joined(["ns"], [first, second])
     assert (whole.passed, whole.failed, whole.skipped, whole.seconds) == (7, 1, 1, 5)
-    assert whole.failures == ["a"] and whole.error == "x"
+    assert whole.failures == ["a"] and whole.error == "x" and whole.reasons == {"a": "assert 1 == 2"}
     assert runner.joined(["lab"], [first]) == []
+
+
+def test_what_a_failure_said_is_kept(tmp_path: Path) -> None:
+    """Of a test that failed at its end, too, and the first of two."""
+    junit = tmp_path / "junit.xml"
+    junit.write_text(
+        '<testsuites><testsuite tests="3" failures="1" errors="2" skipped="0">'
+        '<testcase classname="tests.system.test_x" name="test_a[b]"><failure message="assert 1&#10;  == 2">x</failure>'
+        '<error message="failed on teardown with: left">more</error></testcase>'
+        '<testcase classname="tests.system.test_x" name="test_c"><error message="failed on setup">x</error></testcase>'
+        '<testcase classname="tests.system.test_x" name="test_d" /></testsuite></testsuites>'
+    )
+    result = runner.count(runner.Result("ns"), junit, 1)
+    assert result.failed == 3 and result.failures == [
+        "tests/system/test_x.py::test_a[b]",
+        "tests/system/test_x.py::test_c",
+    ]
+    assert list(result.reasons.values()) == ["assert 1 == 2", "failed on setup"]
 
 
 def test_three_tests_of_a_run_may_be_run_again_and_no_more() -> None:
     """A test that failed and then passed is named as flaky. The bound is one for all stages together."""
+    assert runner.RERUN_AT_MOST == 3
     two = runner.Result("ns", failed=2, failures=["a", "b"])
     one = runner.Result("unit", failed=1, failures=["c"])
     more = runner.Result("lab", failed=1, failures=["d"])

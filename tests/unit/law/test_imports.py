@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from sourcetree import nodes, parsed
 
+from teu.coldstart.archive import PROGRAMS as ARCHIVED
+
 SRC = Path(__file__).resolve().parents[3] / "src"
 PROGRAMS = ("cli", "ctr", "engine", "buildkit", "containerd", "shim", "runc")
 SHARED = ("linux", "oci", "systemd", "ttrpc", "http2", "api", "config", "grpcclient", "cni", "trust")
@@ -134,6 +136,33 @@ def test_the_ground_floor_is_the_standard_library_alone() -> None:
                 if top not in sys.stdlib_module_names and top not in ("teu", "__future__", "nftables"):
                     broken.append(f"{path.relative_to(SRC)}:{line}: {name}")
     assert not broken, "\n".join(broken)
+
+
+def test_a_quick_start_finds_all_in_its_archive() -> None:
+    """A part of teu that a program may import, and that is not there, would be looked for in files."""
+    for program, part in (("teu", "cli"), ("teu-runc", "runc")):
+        parts = {name.removesuffix(".py") for name in ARCHIVED[program][1]}
+        assert parts == {part, *MAY[part]}
+
+
+def test_the_generators_quick_start_has_its_own_modules_alone() -> None:
+    """All that they import of teu, and none beside: what is in the archive is read at each start."""
+    entry, files = ARCHIVED["teu-system-generator"]
+    names = {"teu", *(name.removesuffix(".py").removesuffix("/__init__").replace("/", ".") for name in files)}
+    names = {f"teu.{name}" if name != "teu" else name for name in names}
+    known, wanted = {"teu"}, [entry]
+    while wanted:
+        name = wanted.pop()
+        if name in known:
+            continue
+        known.add(name)
+        wanted.append(name.rpartition(".")[0])
+        path = SRC / (name.replace(".", "/") + ".py")
+        if path.exists():
+            # `from a import b` is a, and b where that is a module
+            found = [other for _, other in (*imported(path), *inner_names(path)) if other.startswith("teu.")]
+            wanted += [other for other in found if (SRC / (other.replace(".", "/") + ".py")).exists()]
+    assert known == names
 
 
 @pytest.mark.parametrize("part", sorted(COLD))

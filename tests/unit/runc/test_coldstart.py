@@ -19,8 +19,8 @@ from teu.coldstart.standin import os as standin
 PACKAGE = Path(archive.__file__).parent.parent
 
 
-def read() -> tuple[dict[str, Any], bytes]:
-    data = archive.archive("teu-runc", PACKAGE)
+def read(program: str = "teu-runc") -> tuple[dict[str, Any], bytes]:
+    data = archive.archive(program, PACKAGE)
     kind, magic, importer, size = struct.unpack_from("=8sIII", data)
     assert (kind, magic) == (b"teu-pyc2", int.from_bytes(importlib.util.MAGIC_NUMBER, "little"))
     assert marshal.loads(data[20 : 20 + importer]).co_filename.endswith("coldstart/importer.py")
@@ -28,17 +28,38 @@ def read() -> tuple[dict[str, Any], bytes]:
     return marshal.loads(data[start : start + size]), data[start + size :]
 
 
-def test_every_module_of_the_program_is_in_it() -> None:
-    index, codes = read()
+@pytest.mark.parametrize(("program", "own"), [("teu-runc", "runc"), ("teu", "cli")])
+def test_every_module_of_the_program_is_in_it(program: str, own: str) -> None:
+    index, codes = read(program)
     modules = index["modules"]
-    for part in ("linux", "oci", "runc", "systemd"):
+    for part in ("linux", "oci", "systemd", own):
         for file in (PACKAGE / part).rglob("*.py"):
             assert str(file) in {place[2] for place in modules.values()}
-    for name in ("os", "struct", "teu", "teu.runc", index["entry"]):
+    for name in ("os", "struct", "teu", f"teu.{own}", f"teu.{own}.main"):
         offset, size, _ = modules[name]
         namespace: dict[str, Any] = {"__name__": name}
         exec(marshal.loads(codes[offset : offset + size]), namespace)
     assert callable(namespace["main"])
+    assert index["entry"] in modules
+
+
+def test_strict_codecs_ask_first(tmp_path: Path) -> None:
+    """What may fail is not called before there is a way to fail; what cannot is called as it stands."""
+    asked: list[tuple[Any, str]] = []
+
+    def codec(value: Any, name: str) -> Any:
+        asked.append((value, name))
+        return getattr(value, name)
+
+    text = "from __future__ import annotations\n"
+    text += (
+        "found = ['é'.encode(), b'a'.decode('ascii'), 'b'.encode('utf-8', 'replace'), 'c'.encode(errors='strict')]\n"
+    )
+    (tmp_path / "odd.py").write_text(text)
+    namespace: dict[str, Any] = {"__codec__": codec}
+    exec(archive.compiled(tmp_path / "odd.py"), namespace)
+    assert namespace["found"] == ["é".encode(), "a", b"b", b"c"]
+    assert asked == [("é", "encode"), (b"a", "decode"), ("c", "encode")]
 
 
 def test_documentation_is_left_out_and_code_is_not() -> None:

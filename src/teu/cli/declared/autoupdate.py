@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 
+from teu.cli import readiness
 from teu.cli.command import Cli, Command
 from teu.cli.declared import unit
 from teu.cli.errors import APIError, CommandError
@@ -29,7 +30,7 @@ class Candidate:
 
     def __init__(self, record: dict[str, Any]) -> None:
         labels = record["Config"]["Labels"]
-        self.unit = str(labels.get(unit.LABEL, ""))
+        self.unit = str(labels.get(readiness.LABEL, ""))
         self.policy = str(labels.get(LABEL, ""))
         self.name = str(record["Name"]).lstrip("/")
         self.image = str(record["Config"]["Image"])

@@ -13,10 +13,6 @@ from __future__ import annotations
 
 import os
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
 FOLDERS = ("/run/teu/containers", "/etc/teu/containers", "/usr/share/teu/containers")
 KINDS = ("container", "volume", "network", "image", "build", "pod")
 # Kinds of podman's that have no meaning here; a file is told of, not passed over.
@@ -39,6 +35,12 @@ ESCAPES = {
 }
 HEXADECIMAL = {"x": 2, "u": 4, "U": 8}
 BLANK = " \t\n\r"
+# No name of a unit has one of these.
+NO_NAME = frozenset(" /\t\n")
+# A word with one of these is quoted.
+SPECIAL = frozenset(" \t\n\r\"'\\;")
+# What stands for what is no UTF-8 where a text is decoded without fail, and how itself is written in UTF-8.
+REPLACED, REPLACED_BYTES = "\ufffd", b"\xef\xbf\xbd"
 
 
 class Problem(Exception):
@@ -81,6 +83,7 @@ class Declared:
         self.path = path
         self.stem, _, self.kind = name.rpartition(".")
         self.sections: dict[str, list[Entry]] = {}
+        self.keyed: dict[str, dict[str, list[Entry]]] = {}  # the same, by section and key
         self.problems: list[Problem] = []
 
     @property
@@ -92,49 +95,47 @@ class Declared:
 
     def last(self, section: str, key: str) -> Entry | None:
         """The assignment that counts where only one does; None where there is none, or the last one is empty."""
-        found = None
-        for entry in self.section(section):
-            if entry.key == key:
-                found = entry if entry.value else None
-        return found
+        keys = self.keyed.get(section)
+        if keys is None or key not in keys:
+            return None
+        entry = keys[key][-1]
+        return entry if entry.value else None
 
     def every(self, section: str, key: str) -> list[Entry]:
         """All assignments since the last empty one."""
-        found: list[Entry] = []
-        for entry in self.section(section):
-            if entry.key == key:
-                if entry.value:
-                    found.append(entry)
-                else:
-                    found = []
-        return found
+        keys = self.keyed.get(section)
+        return since_empty(keys[key]) if keys is not None and key in keys else []
 
     def read(self, path: str) -> None:
         """Add what a file says. What cannot be read becomes a problem."""
         try:
-            with open(path, "rb", 0) as file:
-                text = file.read().decode("utf-8")
-        except UnicodeDecodeError:
-            self.problems.append(Problem(path, 0, "is not UTF-8: save it as such"))
-            return
+            data = _content(path)
         except OSError as error:
             self.problems.append(Problem(path, 0, f"cannot be read: {error.strerror}"))
+            return
+        # A strict decode would have a quick start completed at each letter that is no ASCII (teu.coldstart).
+        text = data.decode("utf-8", "replace")
+        if REPLACED in text and text.count(REPLACED) != data.count(REPLACED_BYTES):
+            self.problems.append(Problem(path, 0, "is not UTF-8: save it as such"))
             return
         self.parse(text, path)
 
     def parse(self, text: str, path: str) -> None:
         section: list[Entry] | None = None
+        keys: dict[str, list[Entry]] = {}
         pending, first = "", 0
         for number, raw in enumerate(text.split("\n"), 1):
             line = raw.strip(BLANK)
-            if line[:1] in ("#", ";") or (not line and not pending):
+            if not pending:
+                if not line or line[0] in "#;":
+                    continue
+                first = number
+            elif line[:1] in ("#", ";"):
                 continue
-            if pending:
+            else:
                 line = pending + line
                 pending = ""
-            else:
-                first = number
-            if line.endswith("\\"):
+            if line[-1] == "\\":
                 pending = line[:-1] + " "
                 continue
             if line[0] == "[":
@@ -142,22 +143,49 @@ class Declared:
                     self.problems.append(Problem(path, first, f"{line} is no section: write [Name]"))
                     continue
                 section = self.sections.setdefault(line[1:-1], [])
+                keys = self.keyed.setdefault(line[1:-1], {})
                 continue
             key, equals, value = line.partition("=")
-            if not equals or not key.strip(BLANK):
+            key = key.strip(BLANK)
+            if not equals or not key:
                 self.problems.append(Problem(path, first, f"{line} is no assignment: write Key=Value"))
             elif section is None:
                 self.problems.append(Problem(path, first, f"{line} stands before the first section"))
             else:
-                section.append(Entry(key.strip(BLANK), value.strip(BLANK), path, first))
+                entry = Entry(key, value.strip(BLANK), path, first)
+                section.append(entry)
+                if key in keys:
+                    keys[key].append(entry)
+                else:
+                    keys[key] = [entry]
         if pending:
             self.problems.append(Problem(path, first, "the file ends in the middle of this line, after a backslash"))
+
+
+def since_empty(entries: list[Entry]) -> list[Entry]:
+    """Assignments of one key, those since the last empty one."""
+    for at in range(len(entries) - 1, -1, -1):
+        if not entries[at].value:
+            return entries[at + 1 :]
+    return entries
+
+
+def _content(path: str) -> bytes:
+    """What is in a file. Raises OSError."""
+    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        data = b""
+        while part := os.read(file, 1 << 16):
+            data += part
+        return data
+    finally:
+        os.close(file)
 
 
 def words(entry: Entry) -> list[str]:
     """The words of a value, as systemd splits them: quotes and C's escapes. Problem for what is not closed."""
     text = entry.value
-    if not any(letter in text for letter in "\\'\""):
+    if "\\" not in text and "'" not in text and '"' not in text:
         return text.split()
     found = []
     word, quote, started, at = "", "", False, 0
@@ -200,18 +228,27 @@ def _escaped(entry: Entry, at: int) -> tuple[str, int]:
         return "\\" + letter, at + 1
     try:
         code = int(digits, base)
-        return chr(code) if code else "", end
+        if not 0xD800 <= code <= 0xDFFF:  # halves of surrogate pairs are no letters, for systemd neither
+            return chr(code) if code else "", end
     except (ValueError, OverflowError):
-        raise entry.problem(f"{entry.key}= has an escape that is none: \\{letter}{digits}") from None
+        pass
+    raise entry.problem(f"{entry.key}= has an escape that is none: \\{letter}{digits}")
 
 
 def quoted(word: str) -> str:
     """A word as it is written in a command line of a unit. Specifiers (%i) and variables ($X) stay alive."""
-    if word and not any(letter in word for letter in " \t\n\r\"'\\;"):
+    if word and SPECIAL.isdisjoint(word):
         return word
     for plain, written in (("\\", "\\\\"), ('"', '\\"'), ("\n", "\\n"), ("\t", "\\t"), ("\r", "\\r")):
         word = word.replace(plain, written)
     return f'"{word}"'
+
+
+def command_line(given: list[str]) -> str:
+    """Words as a command line of a unit."""
+    if "" not in given and SPECIAL.isdisjoint("".join(given)):
+        return " ".join(given)
+    return " ".join([quoted(word) for word in given])
 
 
 def truth(entry: Entry) -> bool:
@@ -224,47 +261,38 @@ def truth(entry: Entry) -> bool:
     raise entry.problem(f"{entry.key}={entry.value} is neither yes nor no")
 
 
-def _listing(folder: str, depth: int = 0) -> Iterator[tuple[str, str]]:
-    """(name, path) of all that is in a folder and below it, in the order of names; drop-in folders are not entered."""
-    try:
-        found = sorted(os.listdir(folder))
-    except OSError:
-        return
-    for name in found:
-        path = f"{folder}/{name}"
-        kind = name.rpartition(".")[2]
-        if kind in KINDS or kind in FOREIGN:
-            yield name, path
-        elif depth < DEPTH and not name.endswith(".d") and os.path.isdir(path):
-            yield from _listing(path, depth + 1)
-
-
-class Drops:
-    """Where drop-ins are: the folders NAME.d of all places, found once."""
+class Places:
+    """What is in the folders and below them, in the order of names, found in one walk; folders of drop-ins are not
+    entered."""
 
     def __init__(self, folders: tuple[str, ...]) -> None:
-        self._places: dict[str, list[str]] = {}
+        self.files: list[tuple[str, str, bool]] = []  # name, path, and whether it is a symbolic link
+        self._drops: dict[str, list[str]] = {}  # the folders NAME.d
         for folder in folders:
-            self._look(folder, 0)
+            self._walk(folder, 0)
 
-    def _look(self, folder: str, depth: int) -> None:
+    def _walk(self, folder: str, depth: int) -> None:
         try:
-            found = sorted(os.listdir(folder))
+            with os.scandir(folder) as entries:
+                found = {entry.name: entry for entry in entries}
         except OSError:
             return
-        for name in found:
+        for name in sorted(found):
             path = f"{folder}/{name}"
             kind = name.rpartition(".")[2]
-            if kind in KINDS:
-                continue
-            if kind == "d" and name[:-2].rpartition(".")[2] in KINDS:
-                self._places.setdefault(name, []).append(path)
-            elif depth < DEPTH and not name.endswith(".d") and os.path.isdir(path):
-                self._look(path, depth + 1)
+            if kind in KINDS or kind in FOREIGN:
+                self.files.append((name, path, found[name].is_symlink()))
+            elif name[-2:] == ".d":
+                if name[:-2].rpartition(".")[2] in KINDS:
+                    self._drops.setdefault(name, []).append(path)
+            elif depth < DEPTH and os.path.isdir(path):
+                self._walk(path, depth + 1)
 
-    def of(self, declared: Declared) -> list[str]:
+    def drops(self, declared: Declared) -> list[str]:
         """The paths of a file's drop-ins in the order of their names. Of two with one name, the more special one
         counts, then that of the earlier place."""
+        if not self._drops:
+            return []
         kind, stem = declared.kind, declared.stem
         wanted = [f"{declared.name}.d"]
         base, at, instance = stem.partition("@")
@@ -275,7 +303,7 @@ class Drops:
         wanted.append(f"{kind}.d")
         chosen: dict[str, str] = {}
         for name in wanted:
-            for place in self._places.get(name, ()):
+            for place in self._drops.get(name, ()):
                 try:
                     found = os.listdir(place)
                 except OSError:
@@ -288,27 +316,26 @@ class Drops:
 
 def load(folders: tuple[str, ...] = FOLDERS) -> tuple[dict[str, Declared], list[Problem]]:
     """All declared files by name, and what is wrong with files that are none of ours."""
-    places: dict[str, str] = {}
+    places = Places(folders)
+    chosen: dict[str, tuple[str, bool]] = {}
     problems = []
-    for folder in folders:
-        for name, path in _listing(folder):
-            if name.rpartition(".")[2] in FOREIGN:
-                text = "files of this kind are podman's alone: declare its containers in .container and .pod files"
-                problems.append(Problem(path, 0, text))
-            else:
-                places.setdefault(name, path)
-    drops = Drops(folders)
+    for name, path, is_link in places.files:
+        if name.rpartition(".")[2] in FOREIGN:
+            text = "files of this kind are podman's alone: declare its containers in .container and .pod files"
+            problems.append(Problem(path, 0, text))
+        else:
+            chosen.setdefault(name, (path, is_link))
     found = {}
-    for name, path in places.items():
+    for name, (path, is_link) in chosen.items():
         try:
-            if os.readlink(path) == "/dev/null":
+            if is_link and os.readlink(path) == "/dev/null":
                 continue  # masked, as units are
         except OSError:
-            pass  # a file
+            pass  # no longer
         declared = found[name] = Declared(name, path)
-        if not declared.stem or set(declared.stem) & set(" /\t\n"):
+        if not declared.stem or not NO_NAME.isdisjoint(declared.stem):
             declared.problems.append(Problem(path, 0, "the name of the file is none of a unit"))
         declared.read(path)
-        for drop in drops.of(declared):
+        for drop in places.drops(declared):
             declared.read(drop)
     return found, problems

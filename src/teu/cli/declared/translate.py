@@ -18,7 +18,7 @@ Called by the generator, so it imports next to nothing.
 from __future__ import annotations
 
 from teu.cli.declared import keys
-from teu.cli.declared.files import BLANK, Declared, Entry, Problem, quoted, truth, words
+from teu.cli.declared.files import BLANK, Declared, Entry, Problem, command_line, since_empty, truth, words
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -39,6 +39,11 @@ DAEMONS = "teud.socket teud.service teu-containerd.service teu-containerd.socket
 STOP_SECONDS = 10
 # How much longer than the container systemd waits, and what it waits without being told (its DefaultTimeoutStopSec).
 MARGIN_SECONDS, SYSTEMD_SECONDS = 20, 90
+# Of a unit, for systemd.
+NAME_SIZE = 255 - len(".service")
+NAME_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789:-_.\\@")
+# What begins the path of each folder in which journald listens, for a source without slashes at its end.
+JOURNAL_NEAR = ("", "/run", "/dev")
 KILLED = "mixed"
 
 
@@ -103,7 +108,12 @@ class House:
 def unit_name(one: Declared) -> str:
     """The name of the unit that a file becomes."""
     given = one.last(keys.SECTIONS[one.kind][0], "ServiceName")
-    return (given.value if given else _suffixed(one.stem, one.kind)) + ".service"
+    return (given.value if given and _can_name(given.value) else _suffixed(one.stem, one.kind)) + ".service"
+
+
+def _can_name(text: str) -> bool:
+    """Whether systemd takes it as a service's name, without .service: systemd.unit(5)."""
+    return 0 < len(text) <= NAME_SIZE and NAME_CHARACTERS.issuperset(text)
 
 
 def _suffixed(stem: str, kind: str) -> str:
@@ -121,7 +131,7 @@ class Command:
         self.words += more
 
     def text(self) -> str:
-        return " ".join(quoted(word) for word in self.words)
+        return command_line(self.words)
 
 
 class Translation:
@@ -130,28 +140,32 @@ class Translation:
     def __init__(self, house: House, one: Declared) -> None:
         self.house = house
         self.one = one
-        self.section = keys.SECTIONS[one.kind][0]
+        self.section, self.table = keys.SECTIONS[one.kind]
+        self.own = one.keyed.get(self.section, {})
         self.unit: list[tuple[str, str]] = []
         self.service: list[tuple[str, str]] = []
 
     # -- what a file says --
 
     def last(self, key: str) -> Entry | None:
-        return self.one.last(self.section, key)
+        if key not in self.own:
+            return None
+        entry = self.own[key][-1]
+        return entry if entry.value else None
 
     def value(self, key: str, default: str = "") -> str:
         found = self.last(key)
         return found.value if found else default
 
     def every(self, key: str) -> list[Entry]:
-        return self.one.every(self.section, key)
+        return since_empty(self.own[key]) if key in self.own else []
 
     def words(self, key: str) -> list[str]:
-        return [word for entry in self.every(key) for word in words(entry)]
+        return [word for entry in self.every(key) for word in words(entry)] if key in self.own else []
 
-    def yes(self, key: str, default: bool = False) -> bool:
+    def yes(self, key: str) -> bool:
         found = self.last(key)
-        return truth(found) if found else default
+        return truth(found) if found else False
 
     def given(self, section: str, key: str) -> str:
         found = self.one.last(section, key)
@@ -172,7 +186,11 @@ class Translation:
 
     def check(self) -> None:
         """Refuse keys that are unknown, or have no meaning here."""
-        known = keys.SECTIONS[self.one.kind][1]
+        known = self.table
+        given = self.one.last(self.section, "ServiceName")
+        if given and not _can_name(given.value):
+            text = f"use letters, digits and :-_.\\@ for a unit's name, at most {NAME_SIZE}"
+            self.one.problems.append(given.problem(f"{given.key}={given.value}: {text}"))
         for section, entries in self.one.sections.items():
             if section == self.section:
                 for entry in entries:
@@ -204,9 +222,9 @@ class Translation:
 
     def plain(self, command: Command) -> None:
         """Add the options that are in the table."""
-        there = {entry.key for entry in self.one.section(self.section)}
-        for key, how in keys.SECTIONS[self.one.kind][1].items():
-            if key not in there:
+        for key in sorted(self.own):  # in the order of the table
+            how = self.table.get(key, "own")
+            if how == "own":
                 continue
             kind, _, option = how.partition(" ")
             if kind == "flag":
@@ -256,7 +274,7 @@ class Translation:
 
 
 def _section(name: str, lines: list[tuple[str, str]]) -> str:
-    return f"[{name}]\n" + "".join(f"{key}={value}\n" for key, value in lines)
+    return f"[{name}]\n" + "".join([f"{key}={value}\n" for key, value in lines])
 
 
 def _normal(path: str) -> str:
@@ -271,6 +289,9 @@ def _normal(path: str) -> str:
 
 def links(one: Declared) -> list[str]:
     """The links that [Install] asks for, relative to the generator's folder; all of them lead to the unit."""
+    asked = one.keyed.get("Install")
+    if not asked:
+        return []
     name = unit_name(one)
     if one.template:
         instance = one.last("Install", "DefaultInstance")
@@ -279,6 +300,8 @@ def links(one: Declared) -> list[str]:
         name = name.replace("@.", f"@{instance.value}.")
     found = [word for entry in one.every("Install", "Alias") for word in entry.value.split()]
     for key, folder in (("WantedBy", "wants"), ("RequiredBy", "requires"), ("UpheldBy", "upholds")):
+        if key not in asked:
+            continue
         found += [f"{word}.{folder}/{name}" for entry in one.every("Install", key) for word in entry.value.split()]
     return [link for link in found if not link.startswith("/") and ".." not in link]
 
@@ -308,6 +331,7 @@ def _container(t: Translation) -> Unit:
     _pod(t, command)
     _end(t, command, name)
     _settings(t, command)
+    _journal_fields(t, command, name)
     command.words += _podman_args(t)
     name_of_image = image.value
     if name_of_image.endswith((".image", ".build")):
@@ -324,6 +348,21 @@ def _container(t: Translation) -> Unit:
     if not oneshot:
         t.service += [("Type", "notify"), ("NotifyAccess", "main")]
     return t.finish(command, False)
+
+
+def _journal_fields(t: Translation, command: Command, name: str) -> None:
+    """What a container writes to journald's socket by itself, where that is bound into it, has its name."""
+    sources = [word.removeprefix("--volume=").partition(":")[0] for word in command.words if word[:9] == "--volume="]
+    for entry in t.every("Mount"):
+        parts = (part.partition("=") for part in entry.value.split(","))
+        sources += [value for key, _, value in parts if key in ("source", "src")]
+    near = [source for source in (source.rstrip("/") for source in sources) if source[:4] in JOURNAL_NEAR]
+    if not near:
+        return
+    from teu.systemd.logfields import SOCKETS  # 0.4 ms as a script, and only where something of /run or /dev is bound
+
+    if any(f"{path}/".startswith(f"{source}/") for source in near for path in SOCKETS):
+        t.service.append(("LogExtraFields", f"CONTAINER_NAME={name}"))
 
 
 def _service_type(t: Translation, command: Command) -> bool:
@@ -484,10 +523,13 @@ def _mount(t: Translation, entry: Entry, text: str) -> str:
 
 def _secrets(t: Translation, command: Command) -> None:
     """podman's secrets are systemd's credentials here: of the unit, or else of /etc/credstore and its like."""
+    secrets = t.every("Secret")
+    if not secrets:
+        return
     given = set()
     for key in ("LoadCredential", "LoadCredentialEncrypted", "SetCredential", "SetCredentialEncrypted"):
         given |= {entry.value.partition(":")[0] for entry in t.one.every("Service", key)}
-    for entry in t.every("Secret"):
+    for entry in secrets:
         for word in words(entry):
             name, _, options = word.partition(",")
             for option in options.split(",") if options else ():

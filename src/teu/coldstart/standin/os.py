@@ -30,7 +30,11 @@ def _real() -> Any:
 
 def __getattr__(name: str) -> Any:
     if name == "environ":  # posix has it as bytes
-        value: Any = {fsdecode(key): fsdecode(word) for key, word in posix.environ.items()}
+        value: Any
+        if "os" in sys.modules and sys.modules["os"].__dict__ is globals():
+            value = {fsdecode(key): fsdecode(word) for key, word in posix.environ.items()}
+        else:
+            value = _real().environ
     else:
         value = getattr(posix, name, posix)  # each when it is used: there are 400
         if value is posix:
