@@ -9,13 +9,15 @@ from __future__ import annotations
 import os
 
 from teu.cli import createspec, runflags, streams
-from teu.cli.command import PROGRAM, Cli, Command
+from teu.cli.command import PROGRAM, Cli, Command, whole_python
 from teu.cli.errors import APIError, CommandError, ConnectError
 from teu.cli.options import Options
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
+
+    from teu.cli import readiness
 
 
 # An image name of these letters is left to the daemon to judge, which spares 7 ms: what checks it needs re.
@@ -33,7 +35,7 @@ def with_tag(image: str) -> str:
 
 def proxies(cli: Cli, given: list[str]) -> list[str]:
     """Proxy settings of the user's file, unless the command line sets the same variable."""
-    table = cli.config.values.get("proxies") or {}
+    table = cli.setting("proxies") or {}
     values = table.get(cli.client.host) or table.get("default") or {}
     names = {
         "httpProxy": "HTTP_PROXY",
@@ -59,6 +61,7 @@ class CidFile:
         self.file = -1
         if not path:
             return
+        whole_python()  # when ^C comes the file goes
         try:
             self.file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
         except FileExistsError:
@@ -180,17 +183,38 @@ def run(cli: Cli, options: Options, operands: list[str]) -> int:
         body["AttachStdin"] = body["AttachStdout"] = body["AttachStderr"] = body["StdinOnce"] = False
     else:
         streams.check_terminal(body["AttachStdin"], body["Tty"])
-    keys = options["detach-keys"] or cli.config.get("detachKeys")
+    keys = options["detach-keys"] or cli.setting("detachKeys") or ""
+    teller = None
+    if options["sdnotify"] != "ignore":
+        whole_python()
+        from teu.cli import readiness  # 1 ms
+
+        try:
+            teller = readiness.teller(cli.client, options["sdnotify"], detached=options["detach"])
+        except ValueError as error:
+            raise CommandError(complaint(str(error), "run"), 125) from None
+    if teller is None:
+        return _run(cli, options, operands[0], body, keys, None)
+    try:
+        teller.prepare(body)
+        return _run(cli, options, operands[0], body, keys, teller)
+    finally:
+        teller.close()
+
+
+def _run(
+    cli: Cli, options: Options, image: str, body: dict[str, Any], keys: str, teller: readiness.Teller | None
+) -> int:
     try:
         streams.detach_sequence(keys or streams.DEFAULT_DETACH_KEYS)
-        container = make(cli, options, operands[0], body)
+        container = make(cli, options, image, body)
     except (APIError, ConnectError) as error:
         code = start_code(error) if isinstance(error, APIError) else 125
         raise CommandError(complaint(str(error), "run"), code) from None
     except CommandError as error:
         raise CommandError(complaint(error.text, "run"), error.code if error.code != 1 else 125) from None
     if body["AttachStdin"] or body["AttachStdout"] or body["AttachStderr"]:
-        return attached(cli, options, container, body, keys)
+        return attached(cli, options, container, body, keys, teller)
     cli.print(container)
     try:
         cli.client.call("POST", f"/containers/{container}/start")
@@ -199,8 +223,11 @@ def run(cli: Cli, options: Options, operands: list[str]) -> int:
     return 0
 
 
-def attached(cli: Cli, options: Options, container: str, body: dict[str, Any], keys: str) -> int:
-    """Start the container with our streams attached, and stay until its process ends. Gives the exit status."""
+def attached(
+    cli: Cli, options: Options, container: str, body: dict[str, Any], keys: str, teller: readiness.Teller | None
+) -> int:
+    """Start the container with our streams attached, and stay until its process ends; a teller tells systemd of it
+    meanwhile. Gives the exit status."""
     client = cli.client
     path = "/containers/" + container
     tty = body["Tty"]
@@ -217,6 +244,8 @@ def attached(cli: Cli, options: Options, container: str, body: dict[str, Any], k
         condition = "removed" if options["rm"] else "next-exit"
         waiter = client.open("POST", path + "/wait", {"condition": condition}, own=True)
         try:
+            if teller is not None:
+                teller.listen(container)
             client.call("POST", path + "/start")
         except (APIError, ConnectError) as error:
             stream.connection.close()
@@ -233,6 +262,9 @@ def attached(cli: Cli, options: Options, container: str, body: dict[str, Any], k
         )
         if tty:
             session.fit()
+        if teller is not None:
+            session.also = teller.files
+            teller.started()
         return session.run(signals) or 0
 
 
@@ -245,6 +277,7 @@ FLAGS = (
 )
 RUN_ONLY = """
 -d --detach             bool        Run in the background and print the container's ID
+   --sdnotify           string=ignore  In a unit of Type=notify, tell systemd: container, healthy, conmon or ignore
    --sig-proxy          bool=true   Pass received signals on to the process
 """
 CREATE_FLAGS = "\n".join(line for line in FLAGS.split("\n") if "--detach-keys" not in line)

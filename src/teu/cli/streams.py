@@ -3,47 +3,38 @@
 detaching.
 
 Called by run, start, attach and exec through `Session`. One poll loop serves everything in one thread: the
-hijacked connection, our standard input, the answer of `wait`, and signals (by a wake-up pipe)."""
+hijacked connection, our standard input, the answer of `wait`, and signals (by a signalfd)."""
 
 from __future__ import annotations
 
 import _socket
+import gc
 import os
 import select
 
+from teu.cli.command import whole_python
 from teu.cli.errors import APIError, CommandError, ConnectError
+from teu.linux.signals import NUMBERS
 from teu.oci import jsontext
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import signal as _signal
     from collections.abc import Callable
     from typing import Any
 
     from teu.cli.http import Client, Response
-else:
-    import _signal
+    from teu.linux.signalfd import SignalFile
 
 DEFAULT_DETACH_KEYS = "ctrl-p,ctrl-q"
+SIGWINCH = NUMBERS["WINCH"]
 # Never passed on: what cannot be caught, what is about us, and what a fault of our own would raise.
 NOT_FORWARDED = frozenset(
     (
-        _signal.SIGKILL,
-        _signal.SIGSTOP,
-        _signal.SIGCHLD,
-        _signal.SIGPIPE,
-        _signal.SIGURG,
-        _signal.SIGSEGV,
-        _signal.SIGBUS,
-        _signal.SIGFPE,
-        _signal.SIGILL,
-        _signal.SIGABRT,
-        _signal.SIGTRAP,
-        _signal.SIGSYS,
-        _signal.SIGPROF,
-        _signal.SIGWINCH,
-        _signal.SIGTTIN,
-        _signal.SIGTTOU,
+        *(
+            NUMBERS[name]
+            for name in ("KILL", "STOP", "CHLD", "PIPE", "URG", "SEGV", "BUS", "FPE", "ILL", "ABRT", "TRAP")
+        ),
+        *(NUMBERS[name] for name in ("SYS", "PROF", "WINCH", "TTIN", "TTOU")),
         32,
         33,
     )
@@ -144,6 +135,8 @@ class RawTerminal:
     def __enter__(self) -> None:
         import termios  # 0.4 ms
 
+        whole_python()  # what ends us must not leave the terminal as it is then
+
         self.saved = termios.tcgetattr(self.file)
         mode: list[Any] = termios.tcgetattr(self.file)
         mode[0] &= ~(
@@ -178,45 +171,35 @@ def terminal_size(file: int = 1) -> tuple[int, int] | None:
 
 
 class Signals:
-    """Catches signals while the context lasts and makes them readable from `file`."""
+    """Catches signals while the context lasts and makes them readable from `file`, which is -1 where there are none to
+    catch."""
 
     def __init__(self, numbers: list[int]) -> None:
         self.numbers = numbers
-        self.pending: list[int] = []
+        self.source: SignalFile | None = None
+        self.file = -1
 
     def __enter__(self) -> Signals:
-        self.file, self.writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        self.old_writer = _signal.set_wakeup_fd(self.writer, warn_on_full_buffer=False)
-        self.old: dict[int, Any] = {}
-        for number in self.numbers:
-            try:
-                self.old[number] = _signal.signal(number, lambda *_: None)
-            except (OSError, ValueError):
-                pass
+        if self.numbers:
+            from teu.linux.signalfd import SignalFile  # 0.1 ms, as a script 0.6, that others than run do not pay
+
+            self.source = SignalFile(self.numbers)
+            self.file = self.source.file
         return self
 
     def take(self) -> list[int]:
-        try:
-            numbers = list(os.read(self.file, 512))
-        except BlockingIOError:
-            return []
-        return [number for number in numbers if number in self.old]
+        return self.source.read() if self.source is not None else []
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self.old.items():
-            _signal.signal(number, handler if handler is not None else _signal.SIG_DFL)
-        _signal.set_wakeup_fd(self.old_writer)
-        os.close(self.file)
-        os.close(self.writer)
+        if self.source is not None:
+            self.source.close()
 
 
 def caught(tty: bool, forwards: bool) -> list[int]:
     """The signals to catch: with a terminal a change of its size, and where `forwards` those that are passed on."""
     if forwards:
-        return [
-            number for number in range(1, 65) if number not in NOT_FORWARDED or (tty and number == _signal.SIGWINCH)
-        ]
-    return [_signal.SIGWINCH] if tty else []
+        return [number for number in range(1, 65) if number not in NOT_FORWARDED or (tty and number == SIGWINCH)]
+    return [SIGWINCH] if tty else []
 
 
 class Attachment:
@@ -275,10 +258,13 @@ class Session:
         self.reading = False  # whether our standard input is still open
         self.sock: Any = None  # the stream's socket, until the daemon closes it
         self.sock_file = self.wait_file = -1
+        # Further descriptors to wait for, each with what to do when it is readable; what that takes out is let go.
+        self.also: dict[int, Callable[[], None]] = {}
 
     def run(self, signals: Signals) -> int | None:
         """Talk until the stream ends (and the waiter answers) or the user detaches. The exit status as the
         waiter told it, or None."""
+        gc.enable()  # which a quick start has not done: this may go on for days
         if self.attached.tty and self.attached.stdin and os.isatty(0):
             with RawTerminal(0):
                 self._loop(signals, DetachKeys(self.keys))
@@ -297,11 +283,18 @@ class Session:
     def _loop(self, signals: Signals, keys: DetachKeys) -> None:
         self._open_stream()
         self._open_waiter()
-        self.poller.register(signals.file, select.POLLIN)
+        if signals.file >= 0:
+            self.poller.register(signals.file, select.POLLIN)
+        for file in self.also:
+            self.poller.register(file, select.POLLIN)
         while not self.detached and not self._is_over():
             events = self._poll()
             if signals.file in events:
                 self._pass_signals(signals)
+            for file in [file for file in self.also if file in events]:
+                self.also[file]()
+                if file not in self.also:
+                    self.poller.unregister(file)
             if self.wait_file in events:
                 self.poller.unregister(self.wait_file)
                 self.wait_file = -1
@@ -355,7 +348,7 @@ class Session:
 
     def _pass_signals(self, signals: Signals) -> None:
         for number in signals.take():
-            if number == _signal.SIGWINCH:
+            if number == SIGWINCH:
                 self.fit()
             elif self.forward is not None:
                 self.forward(number)
@@ -455,29 +448,37 @@ def receive(sock: Any, size: int) -> bytes:
 def half_close(sock: Any) -> None:
     """Say that nothing more comes, and keep reading. With TLS that is its own last word (RFC 8446 section 6.1): the
     shutdown() of Python's socket would end the encryption of what is still to be read."""
-    unwrap = getattr(sock, "unwrap", None)
     try:
-        if unwrap is None:
+        if hasattr(sock, "unwrap"):
+            _last_word(sock)
+        else:
             sock.shutdown(_socket.SHUT_WR)
-            return
-        patience = sock.gettimeout()
-        sock.setblocking(False)
-        try:
-            while True:
-                try:
-                    unwrap()
-                except OSError as error:
-                    if type(error).__name__ == "SSLWantWriteError":
-                        poller = select.poll()
-                        poller.register(sock.fileno(), select.POLLOUT)
-                        poller.poll()
-                        continue
-                    # It is said: what is missing is the other side's.
-                return
-        finally:
-            sock.settimeout(patience)
     except OSError:
         pass
+
+
+def _last_word(sock: Any) -> None:
+    """That of TLS. OpenSSL looks for the other side's at once, and gives the connection up where it finds data instead,
+    which are lost then: for that moment the descriptor is one on which nothing comes."""
+    descriptor, patience = sock.fileno(), sock.gettimeout()
+    real = os.dup(descriptor)
+    near, far = _socket.socketpair()
+    try:
+        os.dup2(near.fileno(), descriptor, inheritable=False)
+        try:
+            sock.setblocking(False)
+            sock.unwrap()
+        except OSError:
+            pass  # it is said: what is missing is the other side's
+        finally:
+            os.dup2(real, descriptor, inheritable=False)
+            sock.settimeout(patience)
+        near.close()
+        write_all(real, far.recv(1 << 16))
+    finally:
+        os.close(real)
+        near.close()
+        far.close()
 
 
 def exit_status(waiter: Response) -> int:

@@ -192,8 +192,8 @@ def test_a_container_may_not_name_processes(tmp_path: Path, manager: socket.sock
         container.send(b"MAINPID=1")
     os.close(write_end)
     before = len(os.listdir("/proc/self/fd"))
-    found._hand_on()
-    assert manager.recv(4096) == b"READY=1\nSTATUS=well" and found.ready
+    assert found.inbox is not None and found.inbox.hand_on()
+    assert manager.recv(4096) == b"READY=1\nSTATUS=well"
     message, descriptors, _, _ = socket.recv_fds(manager, 4096, 4)
     assert message == b"BARRIER=1" and len(descriptors) == 1
     os.close(descriptors[0])
@@ -251,6 +251,14 @@ def test_the_end_is_seen_without_the_daemon(tmp_path: Path) -> None:
     assert found.process == -1 and not found.has_check
 
 
+def eventually_told(daemon: Daemon, path: str) -> None:
+    """The one call that the daemon was asked for; nobody waits for its answer, so that it may not have come yet."""
+    deadline = time.monotonic() + 10
+    while len(daemon.requests) < 2 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert daemon.calls() == ["GET /_ping", f"POST {path}"]
+
+
 def test_health_is_told_and_the_engine_acts(daemon: Daemon, tmp_path: Path, manager: socket.socket) -> None:
     found = watching(tmp_path, "--notify=healthy", "--health-on-failure=kill")
     found._heard("starting")
@@ -258,7 +266,7 @@ def test_health_is_told_and_the_engine_acts(daemon: Daemon, tmp_path: Path, mana
     assert manager.recv(4096) == b"READY=1\nSTATUS=Healthy"
     found._heard("unhealthy")
     assert manager.recv(4096) == b"STATUS=Unhealthy"
-    assert daemon.calls() == []
+    eventually_told(daemon, f"/containers/{found.id}/ready")
     assert request("--health-cmd=x", "--health-on-failure=kill")["HostConfig"]["Annotations"] == {
         "io.teu.health-on-failure": "kill"
     }

@@ -6,18 +6,21 @@ from __future__ import annotations
 import os
 import pty
 import select
+import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import termios
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from teu.cli.streams import CONTROL, DetachKeys, caught
+from teu.cli.streams import CONTROL, DetachKeys, caught, half_close, receive
 
 SRC = Path(__file__).resolve().parents[3] / "src"
 # The client's side: the stream is descriptor argv[1], the answer of `wait` argv[2] (or -1), the rest are options.
@@ -224,3 +227,44 @@ def test_a_window_change_is_only_passed_on_to_a_terminal() -> None:
     assert signal.SIGTERM in caught(False, True) and signal.SIGKILL not in caught(True, True)
     assert caught(True, False) == [signal.SIGWINCH] and caught(False, False) == []
     assert CONTROL["ctrl-a"] == 1 and CONTROL["ctrl-z"] == 26 and CONTROL["ctrl-@"] == 0
+
+
+@pytest.mark.skipif(not shutil.which("openssl"), reason="no openssl here, which makes the certificate")
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+@pytest.mark.parametrize("patience", [None, 10.0])
+def test_what_comes_while_the_input_ends_is_read(
+    tmp_path: Path, version: ssl.TLSVersion, patience: float | None
+) -> None:
+    """By TLS: data of the other side's are there already when the client says its last word, and more follow."""
+    certificate, key = tmp_path / "certificate", tmp_path / "key"
+    made = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"]
+    subprocess.run([*made, "-subj", "/CN=x", "-keyout", key, "-out", certificate], check=True, capture_output=True)
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server.load_cert_chain(certificate, key)
+    server.maximum_version = version
+    client = ssl.create_default_context(cafile=str(certificate))
+    client.check_hostname = False
+    ours, theirs = socket.socketpair()
+    heard: list[bytes] = []
+
+    def serve() -> None:
+        with server.wrap_socket(theirs, server_side=True) as sock:
+            heard.append(receive(sock, 100))
+            sock.sendall(b"at ")
+            sock.sendall(b"once, ")
+            heard.append(receive(sock, 100))
+            sock.sendall(b"and after it")
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    with client.wrap_socket(ours) as sock:
+        sock.settimeout(patience)
+        sock.sendall(b"asked")
+        found = receive(sock, 100)
+        assert found == b"at " and select.select([sock], [], [], 10)[0], "the rest is in the connection"
+        half_close(sock)
+        assert sock.gettimeout() == patience and os.get_blocking(sock.fileno()) == (patience is None)
+        while data := receive(sock, 100):
+            found += data
+    thread.join()
+    assert found == b"at once, and after it" and heard == [b"asked", b""]

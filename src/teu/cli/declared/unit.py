@@ -24,10 +24,12 @@ import sys
 
 from teu.cli import createspec, runflags
 from teu.cli.command import GLOBAL_FLAGS, Cli, load
-from teu.cli.declared.watch import Asked, Watch, notify, wake
+from teu.cli.declared.watch import Asked, Watch, wake
 from teu.cli.errors import APIError, CommandError, ConnectError
 from teu.cli.http import DEFAULT_HOST
 from teu.cli.options import Options, Usage, parse, parse_table
+from teu.cli.readiness import INSIDE as NOTIFY_INSIDE
+from teu.cli.readiness import LABEL, notify
 from teu.linux import cgroup_files
 from teu.oci import jsontext
 from teu.oci.defaults import DOCKER_MASKED_PATHS, READONLY_PATHS
@@ -78,11 +80,9 @@ TABLES = {
     "remove": REMOVE,
 }
 
-LABEL = "io.teu.unit"
 DESCRIPTORS = "io.teu.listen-fds"  # an annotation for teu-runc
 FOLDER = "/run/teu/units"
 SECRETS = "/run/secrets"
-NOTIFY_INSIDE = "/run/teu-notify"
 POD_IMAGE, POD_ARCHIVE = "busybox:latest", "/usr/share/teu/images/busybox.oci.tar"
 # How long systemd is asked to wait for more while a pull makes progress, and how often.
 PATIENCE_USEC, PATIENCE_SECONDS = 120_000_000, 20

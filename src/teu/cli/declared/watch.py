@@ -13,11 +13,12 @@ starts it, and a container that has ended meanwhile has its exit code still.
 
 from __future__ import annotations
 
-import _socket
 import os
 import select
 
+from teu.cli import readiness
 from teu.cli.errors import APIError, CommandError, ConnectError
+from teu.cli.readiness import notify
 from teu.linux import cgroup_files
 from teu.oci import jsontext
 
@@ -32,15 +33,9 @@ if TYPE_CHECKING:
 else:
     import _signal
 
-# What a container may say to systemd. Not MAINPID=, which would let it name any process of the host.
-MAY_SAY = frozenset(
-    b"READY RELOADING STOPPING STATUS ERRNO BUSERROR EXIT_STATUS MONOTONIC_USEC EXTEND_TIMEOUT_USEC WATCHDOG"
-    b" WATCHDOG_USEC FDSTORE FDSTOREREMOVE FDNAME FDPOLL BARRIER".split()
-)
 PASSED_ON = tuple(
     getattr(_signal, name) for name in ("SIGHUP", "SIGINT", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGWINCH", "SIGCONT")
 )
-MESSAGE, DESCRIPTORS = 1 << 16, 253 * 4
 AWAY_MILLISECONDS = 500
 # How long it waits for the exit code before it looks whether the engine has started the container again.
 AGAIN_MILLISECONDS = 1000
@@ -69,24 +64,6 @@ def wake() -> None:
         os.waitpid(os.posix_spawn(SYSTEMCTL, words, os.environ), 0)
 
 
-def notify(*lines: str) -> None:
-    """Tell systemd; nothing where this is no Type=notify unit."""
-    send([os.fsencode("\n".join(lines))], [])
-
-
-def send(message: list[bytes], rights: list[tuple[int, int, bytes]]) -> None:
-    address = os.environ.get("NOTIFY_SOCKET", "")
-    if not address:
-        return
-    connection = _socket.socket(_socket.AF_UNIX, _socket.SOCK_DGRAM | _socket.SOCK_CLOEXEC)
-    try:
-        connection.sendmsg(message, rights, 0, "\0" + address[1:] if address[0] == "@" else address)
-    except OSError:
-        pass  # systemd is executing itself anew; it asks again
-    finally:
-        connection.close()
-
-
 def signal_number(text: str) -> int:
     """Of a stop signal as images and options have it; SIGTERM for none."""
     if text.isdecimal():
@@ -108,12 +85,13 @@ class Watch:
         self.asked = False
         self.stop_signal = 15
         self.signals: list[int] = []
-        self.inbox: Any = None
+        self.inbox: readiness.Inbox | None = None
         self.process = -1  # the pidfd of its first process
         self.has_check = False
         self.end: Connection | None = None
         self.head: Response | None = None  # of the answer of /wait
         self.events: Connection | None = None
+        self.told: Connection | None = None
         self.stopping: Connection | None = None  # its answer is not read; teud would take an end of it for ours
         self.watchdog = self._watchdog_milliseconds()
 
@@ -124,9 +102,7 @@ class Watch:
 
     def listen(self) -> None:
         """Make the socket that the container talks to."""
-        self.inbox = _socket.socket(_socket.AF_UNIX, _socket.SOCK_DGRAM | _socket.SOCK_CLOEXEC | _socket.SOCK_NONBLOCK)
-        self.inbox.bind(self.folder + "/notify")
-        os.chmod(self.folder + "/notify", 0o777)
+        self.inbox = readiness.Inbox(self.folder + "/notify")
 
     def start(self, container: str) -> None:
         """Start a container that was created, and tell systemd if that is all it waits for."""
@@ -174,13 +150,16 @@ class Watch:
         self.end = self.cli.client.begin("POST", self.path + "/wait", {"condition": "ended"})
 
     def _open_events(self) -> None:
-        wanted = {"container": {self.id: True}, "event": {"health_status": True}}
-        response = self.cli.client.open("GET", "/events", {"filters": wanted}, own=True)
-        self.events = response.connection
+        self.events = readiness.open_health(self.cli.client, self.id)
 
     def _is_ready(self, status: str) -> None:
         notify("READY=1", f"STATUS={status}")
-        self.ready = True
+        self._became_ready()
+
+    def _became_ready(self) -> None:
+        if not self.ready:
+            self.ready = True
+            self.told = readiness.tell_engine(self.cli.client, self.id)
 
     # -- the loop --
 
@@ -284,45 +263,22 @@ class Watch:
                 self.end.close()
                 self.end = self.head = None
 
-    # -- what the container says --
+    # -- what the container says, and its health --
 
     def _hand_on(self) -> None:
-        """To systemd, line by line, what a container may say; descriptors for its store and its barrier go along."""
-        while True:
-            try:
-                data, control, _, _ = self.inbox.recvmsg(
-                    MESSAGE, _socket.CMSG_SPACE(DESCRIPTORS), _socket.MSG_CMSG_CLOEXEC
-                )
-            except BlockingIOError:
-                return
-            rights = [entry for entry in control if entry[:2] == (_socket.SOL_SOCKET, _socket.SCM_RIGHTS)]
-            lines = [line for line in data.split(b"\n") if line.partition(b"=")[0] in MAY_SAY]
-            if lines:
-                send([b"\n".join(lines)], rights)
-            if b"READY=1" in lines:
-                self.ready = True
-            for _, _, numbers in rights:
-                for start in range(0, len(numbers) - 3, 4):
-                    os.close(int.from_bytes(numbers[start : start + 4], "little", signed=True))
-
-    # -- health --
+        assert self.inbox is not None
+        if self.inbox.hand_on():
+            self._became_ready()
 
     def _read_events(self) -> None:
         assert self.events is not None
-        try:
-            there = self.events.fill()
-        except OSError:
-            there = False
+        heard, there = readiness.read_health(self.events)
+        for health in heard:
+            self._heard(health)
         if not there:
             self.events.close()
             self.events = None
             self._ask_health()
-            return
-        lines = bytes(self.events.buffer).split(b"\n")
-        del self.events.buffer[: len(self.events.buffer) - len(lines[-1])]
-        for line in lines[:-1]:
-            if line.startswith(b"{"):
-                self._heard(str(jsontext.loads(line).get("Action", "")).partition(": ")[2])
 
     def _ask_health(self) -> None:
         """After teud was away: listen again, and see what was missed."""

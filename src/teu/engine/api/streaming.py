@@ -6,13 +6,13 @@ from __future__ import annotations
 
 import select
 import socket
-import struct
 from collections.abc import Callable, Iterator
 
 from teu.engine.api.messages import Request
 from teu.engine.containers.model import Container
 from teu.engine.logs.driver import Selection
 from teu.engine.streams.detach import Filter
+from teu.engine.streams.frames import frame
 from teu.engine.streams.hub import Client, Hub
 
 FRAME_SIZE = 64 << 10
@@ -111,7 +111,7 @@ def frames(container: Container, selection: Selection, raw: bool = False) -> Ite
         if selection.follow:
             *whole, rest = data.split(b"\n")
             lines = [*(line + b"\n" for line in whole), rest]
-        return b"".join(struct.pack(">BxxxI", kind, len(line)) + line for line in lines if line)
+        return b"".join(frame(kind, line) for line in lines if line)
 
     for piece in driver.read(selection):
         if parts and (piece is None or piece.kind != kind or size >= FRAME_SIZE):

@@ -16,7 +16,6 @@ import logging
 import os
 import select
 import socket
-import struct
 import threading
 import time
 import zlib
@@ -25,6 +24,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from teu.engine.logs.marker import Marker
+from teu.engine.streams.frames import STDERR, STDOUT, frame
 from teu.engine.streams.pump import PIPE_SIZE, Pump, open_fifo
 from teu.linux.syscalls import NR_tee, syscall
 
@@ -35,7 +35,6 @@ log = logging.getLogger("teu.engine")
 
 T = TypeVar("T")
 
-STDIN, STDOUT, STDERR = 0, 1, 2
 SPLICE_F_NONBLOCK = 2
 CLIENT_LIMIT = 4 << 20  # bytes that wait for a slow client before its container has to wait, too
 ROUNDS = 16  # chunks of one stream before others get their turn
@@ -64,11 +63,11 @@ class Client:
     def send(self, kind: int, data: bytes) -> None:
         if kind not in self.kinds or self.ended.is_set():
             return
-        self.put(struct.pack(">BxxxI", kind, len(data)) + data if self.framed else data)
+        self.put(frame(kind, data) if self.framed else data)
 
     def tell(self, data: bytes) -> None:
         """What the daemon itself has to say: with docker it is on standard output, whatever was asked for."""
-        self.put(struct.pack(">BxxxI", STDOUT, len(data)) + data if self.framed else data)
+        self.put(frame(STDOUT, data) if self.framed else data)
 
     def put(self, data: bytes) -> None:
         self.pending.append(memoryview(data))

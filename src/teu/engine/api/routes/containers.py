@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -11,6 +12,7 @@ from teu.engine.api.messages import Request, Response, empty, json_response, str
 from teu.engine.api.parameters import size
 from teu.engine.api.router import route
 from teu.engine.backend import tasks
+from teu.engine.containers import native_log
 from teu.engine.containers.model import Container
 from teu.engine.core import fields
 from teu.engine.core.errors import BadRequest, Conflict, NotFound
@@ -108,6 +110,8 @@ def rename(engine: Engine, request: Request, name: str) -> Response:
         except Conflict as error:
             raise Conflict(f"Error when allocating new name: {error}") from None
         engine.endpoints.renamed(container, old)
+        with contextlib.suppress(OSError):
+            native_log.renamed(container)
     container.event("rename", oldName=f"/{old}")
     return empty()
 
@@ -135,6 +139,16 @@ def change_container(engine: Engine, request: Request, name: str) -> Response:
     """Docker has no such route."""
     body = request.decode(fields.CHANGE)
     return json_response({"Warnings": change.change(engine, engine.containers.get(name), body)})
+
+
+@route("POST", "/containers/{name}/ready")
+def ready(engine: Engine, request: Request, name: str) -> Response:
+    """Docker has no such route. Who hears READY=1 (sd_notify(3)) from the container says so, for the event."""
+    container = engine.containers.get(name)
+    if not container.running:
+        raise Conflict(f"container {container.id} is not running")
+    container.event("ready")
+    return empty()
 
 
 @route("POST", "/containers/{name}/wait")

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import socket
-import struct
 from typing import TYPE_CHECKING
 
 from teu.engine.api.messages import Request, Response, empty, hijack, json_response
@@ -16,7 +15,7 @@ from teu.engine.core import fields
 from teu.engine.core.errors import Conflict, EngineError
 from teu.engine.lifecycle import execs
 from teu.engine.streams.detach import Filter
-from teu.engine.streams.hub import STDOUT
+from teu.engine.streams.frames import STDOUT, frame
 
 if TYPE_CHECKING:
     from teu.engine.engine import Engine
@@ -58,7 +57,7 @@ def start(engine: Engine, request: Request, identity: str) -> Response:
         except Conflict as error:
             # As with docker: Watchtower starts an exec a second time, and takes any status but 200 for its failure.
             words = f"{error}\r\n".encode()
-            sock.sendall(words if terminal else struct.pack(">BxxxI", STDOUT, len(words)) + words)
+            sock.sendall(words if terminal else frame(STDOUT, words))
             return
         hub = execution.hub
         client = hub.attach(sock, execution.stdout, execution.stderr, framed=not terminal)
