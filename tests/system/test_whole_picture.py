@@ -78,6 +78,12 @@ def test_systemd_shows_it_by_name(web: str) -> None:
     status = out("systemctl", "status", "--no-pager", f"teu-{web}.scope")
     assert "web" in status.splitlines()[0]
     assert "sleep 600" in status
+    listed = out("systemctl", "list-units", "--plain", "--no-legend", "teu-*.scope")
+    assert [line.split()[0] for line in listed.splitlines() if f"Container web ({web[:12]})" in line] == [
+        f"teu-{web}.scope"
+    ]
+    pid = out("teu", "inspect", "-f", "{{.State.Pid}}", "web")
+    assert out("systemctl", "status", "--no-pager", pid).splitlines()[0] == status.splitlines()[0]
     tree = out("systemd-cgls", "--no-pager", "-l", "-u", "teu.slice")
     assert f"teu-{web}.scope" in tree and "sleep 600" in tree
 
@@ -127,6 +133,44 @@ def test_a_scopes_log_is_its_containers() -> None:
         assert done.stderr == "<7>detail\n"
     finally:
         teu("rm", "-f", "speaker")
+
+
+# A message by journald's own protocol, with a field of its sender's.
+SENDS = (
+    "import socket, sys; s = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM);"
+    " s.sendto(b'MESSAGE=' + sys.argv[1].encode() + b'\\nCOLOUR=blue\\nPRIORITY=4\\n', '/run/systemd/journal/socket')"
+)
+
+
+def test_what_a_container_sends_to_the_journal_has_its_name() -> None:
+    journal = "/run/systemd/journal/socket"
+    flags = ("-v", f"{journal}:{journal}", "-v", "/usr:/usr:ro", "-v", "/usr/lib:/lib:ro", "-v", "/usr/lib64:/lib64:ro")
+    identity = teu(
+        "run", "-d", "--name", "sender", "--network", "none", *flags, whole.IMAGE, "/bin/busybox", "sleep", "600"
+    ).stdout.strip()
+    file = Path(f"/run/systemd/units/log-extra-fields:teu-{identity}.scope")
+
+    def sent(name: str, text: str) -> list[dict[str, str]]:
+        teu("exec", name, "/usr/bin/python3", "-c", SENDS, text)
+        matches = (f"CONTAINER_NAME={name}", f"CONTAINER_ID_FULL={identity}", "COLOUR=blue")
+        found = out("journalctl", "-o", "json", "--no-pager", *matches)
+        return [entry for entry in map(json.loads, found.splitlines()) if entry["MESSAGE"] == text]
+
+    try:
+        assert file.exists()
+        (entry,) = whole.eventually("it is there", lambda: sent("sender", "own words")[:1])  # type: ignore[misc]
+        assert entry["PRIORITY"] == "4" and entry["IMAGE_NAME"] == whole.IMAGE
+        assert entry["_SYSTEMD_UNIT"] == f"teu-{identity}.scope"
+        teu("rename", "sender", "called")
+        whole.eventually("the new name is there", lambda: sent("called", "other words"))
+    finally:
+        teu("rm", "-f", "sender", "called", check=False)
+    assert not file.exists()
+    plain = whole.run_detached("plain", "sleep", "600")
+    try:
+        assert not Path(f"/run/systemd/units/log-extra-fields:teu-{plain}.scope").exists(), "it needs none"
+    finally:
+        teu("rm", "-f", "plain")
 
 
 def test_the_runtime_ran_with_the_runc_command_line(tmp_path: Path) -> None:

@@ -38,6 +38,8 @@ from teu.systemd import host, journal, notify, stacks
 from teu.systemd.activation import listen_sockets
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from teu.engine.api.server import Server  # 11 ms
     from teu.engine.daemon import Daemon  # 34 ms
     from teu.engine.engine import Engine
@@ -430,7 +432,17 @@ def _tell_ready(daemon: Daemon) -> None:
 
 
 def _tell_figures(config: configuration.Settings, engine: Engine) -> None:
-    """To Prometheus, where there is an address for it; until the process ends. Raises EngineError."""
+    """To Prometheus, where there is an address for it, and to plugins that collect them; until the process ends.
+    Raises EngineError."""
+
+    def serve(listener: socket.socket) -> Callable[[], None]:
+        from teu.engine.api.metrics import Metrics  # as below
+
+        served = Metrics(engine, [listener])
+        served.start()
+        return served.close
+
+    engine.plugins.serve_figures = serve
     if config["metrics-addr"]:
         from teu.engine.api.metrics import Metrics  # 1 ms, for those who ask
 

@@ -145,11 +145,9 @@ def test_info_counts_and_names_the_drivers(engine: Engine, monkeypatch: pytest.M
         "Authorization": None,
         "Log": list(registry.DRIVERS),
     }
-    assert "ExecutionDriver" not in told
     engine.networks._store.save(Network(NetworkRecord("lan", "weave", [])))
     assert system.info(engine, (1, 45))["Plugins"]["Network"][-1] == "weave"
     old = system.info(engine, (1, 24))
-    assert old["ExecutionDriver"] == "<not supported>"
     assert not any("name=" in entry for entry in old["SecurityOptions"])
 
 

@@ -212,6 +212,7 @@ def test_the_table_knows_the_routes() -> None:
     silent = {pattern for method, pattern in served - set(fields.PARAMETERS) if not none.fullmatch(pattern)}
     assert silent == {
         "/containers/{name}/pause",
+        "/containers/{name}/ready",
         "/containers/{name}/unpause",
         "/containers/{name}/update",
         "/containers/{name}/change",

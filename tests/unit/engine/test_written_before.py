@@ -16,6 +16,7 @@ from teu.engine.containers.network_settings import Addresses, NetworkSettings, n
 from teu.engine.core.records import read
 from teu.engine.engine import Engine
 from teu.engine.networks import records as networks
+from teu.engine.networks.options import SHOWN_OF_BRIDGE
 from teu.engine.volumes import records as volumes
 
 
@@ -41,6 +42,10 @@ def test_networks_are_what_they_were(engine: Engine, answers: Any) -> None:
     assert all(network.pop("EnableIPv4") is True for network in now)  # they had that alone, and nobody said so
     for network in answers["networks"]:
         network["IPAM"]["Config"] = network["IPAM"]["Config"] or None  # as docker tells of host and none
+        if network["Name"] == "bridge":  # it chose its subnet at its first use
+            network["Options"] = {**SHOWN_OF_BRIDGE, **network["Options"]}
+            (shown,) = (one for one in now if one["Name"] == "bridge")
+            network["IPAM"]["Config"] = shown["IPAM"]["Config"]
     assert now == answers["networks"]
     assert not any(network.damage for network in engine.networks.all())
     front, back = engine.networks.get("front"), engine.networks.get("back")

@@ -390,8 +390,8 @@ def check_joined(config: Config, host: HostConfig) -> None:
         (host.dns, "dns and the network mode"),
         (host.extra_hosts, "custom host-to-IP mapping and the network mode"),
         (config.mac_address, "mac-address and the network mode"),
-        (host.port_bindings or host.publish_all_ports, "port publishing and the container type network mode"),
-        (config.exposed_ports, "port exposing and the container type network mode"),
+        (host.published or host.publish_all_ports, "port publishing and the container type network mode"),
+        (config.exposed, "port exposing and the container type network mode"),
     ):
         if given:
             raise BadRequest(f"conflicting options: {what}")

@@ -6,7 +6,7 @@ moment at which the process was started, which never changes and is the kernel's
 made and its process waits for the start (`Container.pid_started`), and compared at each use. What is compared is an
 open folder of /proc, and all that is wanted is looked up in it: such a folder never becomes another process's.
 
-Called by rootfs (cp, users), stats and spec (namespaces that another container joins).
+Called by rootfs (cp, users), stats, limits and spec (namespaces that another container joins).
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ import errno
 import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
+
+from teu.linux import cgroup_files
 
 if TYPE_CHECKING:
     from teu.engine.containers.model import Container
@@ -58,6 +60,16 @@ def held(container: Container) -> Iterator[int]:
         yield folder
     finally:
         os.close(folder)
+
+
+def cgroup(folder: int) -> str:
+    """The cgroup v2 folder of a process, whose folder in /proc is given."""
+    try:
+        path = cgroup_files.in_listing(read(folder, "cgroup"))
+    except OSError:
+        return ""
+    top = cgroup_files.place()
+    return top + path if top and path is not None else ""
 
 
 def namespace(container: Container, kind: str) -> int:

@@ -98,6 +98,11 @@ class Config(Record):
     stop_timeout: int | None = member("StopTimeout", INT64)
     shell: list[str] | None = member("Shell", WORDS)
 
+    @property
+    def exposed(self) -> dict[str, object]:
+        """ExposedPorts for who reads them: a client that gives none is told of none, and exposes an empty set."""
+        return self.exposed_ports or {}
+
 
 # Docker shows some members as null where they are not given, and others not at all: views/containers.py says which.
 CONFIG = RecordOf(Config, nulls=True)
@@ -312,6 +317,11 @@ class HostConfig(Resources):
     masked_paths: list[str] | None = member("MaskedPaths", WORD_LIST)
     readonly_paths: list[str] | None = member("ReadonlyPaths", WORD_LIST)
     init: bool | None = member("Init", FLAG)
+
+    @property
+    def published(self) -> dict[str, list[PortBinding] | None]:
+        """PortBindings for who reads them: null, as inspect tells it where a client has given none, publishes none."""
+        return self.port_bindings or {}
 
 
 HOST_CONFIG = RecordOf(HostConfig, nulls=True)

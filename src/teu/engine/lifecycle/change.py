@@ -171,8 +171,8 @@ def _ports(container: Container, config: Config, host: HostConfig, given: object
     )
     ports.bindings(host, ())
     mode = network_mode(container)
-    if host.port_bindings and (mode in ("host", "none") or mode.startswith("container:")):
+    if host.published and (mode in ("host", "none") or mode.startswith("container:")):
         raise BadRequest(
             f"PortBindings: container {container.name} has no network of its own to publish ports of ({mode})"
         )
-    config.exposed_ports = {**(config.exposed_ports or {}), **dict.fromkeys(host.port_bindings, {})}
+    config.exposed_ports = {**config.exposed, **dict.fromkeys(host.published, {})}

@@ -185,7 +185,7 @@ def warnings_of(host: HostConfig, version: tuple[int, int]) -> list[str]:
             "WARNING: the container-wide volume-driver configuration is ignored for volumes specified via 'mount'. Use"
             " '--mount type=volume,volume-driver=...' instead"
         )
-    empty = [port for port, bindings in (host.port_bindings or {}).items() if not bindings]
+    empty = [port for port, bindings in host.published.items() if not bindings]
     if version >= (1, 52) and empty:
         told.append(
             f"Following container port(s) have an empty list of port-bindings: {', '.join(empty)}."
@@ -284,7 +284,7 @@ def merge(config: Config, image: ContainerConfig) -> None:
     if config.working_dir:
         config.working_dir = hostconfig.clean_path(config.working_dir)
     if ports := image.get("ExposedPorts"):
-        config.exposed_ports = {**ports, **(config.exposed_ports or {})}
+        config.exposed_ports = {**ports, **config.exposed}
     given = {entry.partition("=")[0] for entry in config.env or ()}
     inherited = [entry for entry in image.get("Env") or () if entry.partition("=")[0] not in given]
     config.env = (config.env or []) + inherited

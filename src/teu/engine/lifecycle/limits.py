@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from teu.engine.backend import tasks
-from teu.engine.containers import hostconfig
+from teu.engine.containers import hostconfig, proc, unit_limits
 from teu.engine.core.errors import BadRequest, Conflict, EngineError
 from teu.engine.core.fields import HostConfig, LogConfig, Resources, RestartPolicy, ThrottleDevice
 from teu.engine.spec import resources
@@ -50,6 +51,9 @@ def update(engine: Engine, container: Container, body: Mapping[str, object]) -> 
                 raise EngineError(f"Cannot update container {container.id}: {error}") from None
         container.host_config = changed
         container.save()
+        if given:
+            with contextlib.suppress(ProcessLookupError), proc.held(container) as held:
+                warnings += unit_limits.follow(changed, given, proc.cgroup(held))
     container.event("update")
     return warnings
 

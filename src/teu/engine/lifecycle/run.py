@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ParamSpec
 
 from teu.engine.backend import containerd, tasks
-from teu.engine.containers import defaults, health_rules, hostconfig, proc
+from teu.engine.containers import defaults, health_rules, hostconfig, native_log, proc
 from teu.engine.containers.model import Container
 from teu.engine.core.errors import BadRequest, Conflict, EngineError, NotFound, NotModified
 from teu.engine.core.times import nanoseconds, timestamp
@@ -138,6 +138,7 @@ def _run(engine: Engine, container: Container) -> int:
         undo.callback(_quietly, tasks.discard, engine.containerd, container.id)
         pid = tasks.create(engine.containerd, container.id, layers, paths, container.tty, options)
         container.pid_started = proc.started(pid)
+        _quietly(native_log.begin, container, pid)
         pid = tasks.start(engine.containerd, container.id)
         undo.pop_all()
     container.hub.begin()
@@ -154,6 +155,7 @@ def _quietly(function: Callable[Given, object], *arguments: Given.args, **named:
 def _release(engine: Engine, container: Container) -> None:
     """Give back what only a running container needs. Idempotent; never fails."""
     _quietly(engine.endpoints.detach, container)
+    native_log.end(container)
     _quietly(mounts.drop_parts, container.runtime_directory)
     for point in container.mounts:
         if point.type == "volume" and point.name:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
@@ -11,7 +12,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from teu.engine.backend import containerd
-from teu.engine.containers import defaults
+from teu.engine.containers import defaults, proc, unit_limits
 from teu.engine.containers.model import Container
 from teu.engine.containers.state import MANIFEST_DESCRIPTOR, MOUNT_POINT, STATE
 from teu.engine.core import versions
@@ -402,6 +403,8 @@ _NULLS = ("Cmd", "Entrypoint", "Env", "Volumes", "OnBuild")
 
 def _host_config(engine: Engine, container: Container) -> dict[str, object]:
     in_force = container.host_config.copy()
+    with contextlib.suppress(ProcessLookupError), proc.held(container) as held:
+        unit_limits.in_force(in_force, proc.cgroup(held))
     in_force.ulimits = defaults.ulimits(in_force, engine.config) or in_force.ulimits
     whole = HOST_CONFIG.write(in_force)
     host = {key: value for key, value in whole.items() if value is not None or key not in _OMITTED}

@@ -9,11 +9,10 @@ import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from teu.engine.containers import proc
+from teu.engine.containers import proc, unit_limits
 from teu.engine.containers.model import Container
 from teu.engine.core import versions
 from teu.engine.core.times import NEVER, timestamp
-from teu.linux import cgroup_files
 from teu.linux.cgroup_files import UINT64_MAX, devices, flat, number, text
 
 if TYPE_CHECKING:
@@ -94,16 +93,6 @@ def _number(folder: str, name: str) -> int | None:
     return None if value == UINT64_MAX else value
 
 
-def cgroup(folder: int) -> str:
-    """The cgroup v2 folder of a process, whose folder in /proc is given."""
-    try:
-        path = cgroup_files.in_listing(proc.read(folder, "cgroup"))
-    except OSError:
-        return ""
-    top = cgroup_files.place()
-    return top + path if top and path is not None else ""
-
-
 def _system_cpu() -> int:
     with open("/proc/stat") as file:
         fields = file.readline().split()[1:8]
@@ -126,7 +115,7 @@ def sample(container: Container) -> Sample:
     }
     folder, networks = "", {}
     with contextlib.suppress(ProcessLookupError), proc.held(container) as held:
-        folder = cgroup(held)
+        folder = proc.cgroup(held)
         if container.host_config.network_mode != "host":
             networks = _networks(held)
     if not folder:
@@ -146,11 +135,11 @@ def sample(container: Container) -> Sample:
             "throttled_time": cpu.get("throttled_usec", 0) * 1000,
         },
     }
-    pids = {"current": _number(folder, "pids.current"), "limit": _number(folder, "pids.max")}
+    pids = {"current": _number(folder, "pids.current"), "limit": unit_limits.lowest(folder, "pids.max")}
     result["pids_stats"] = {key: value for key, value in pids.items() if value is not None}
     usage = _number(folder, "memory.current")
     if usage is not None:
-        limit = _number(folder, "memory.max")
+        limit = unit_limits.lowest(folder, "memory.max")
         result["memory_stats"] = {
             "usage": usage,
             "stats": flat(text(folder, "memory.stat")),

@@ -154,12 +154,9 @@ def info(engine: Engine, version: versions.Version) -> dict[str, object]:
     for controller, what in (("memory", "memory limit"), ("cpu", "cpu cfs quota"), ("pids", "pids limit")):
         if controller not in controllers:
             warnings.append(f"WARNING: No {what} support")
-    more: dict[str, object] = {}
-    if version < (1, 25):  # names alone, and a field of the time before runtimes
+    if version < (1, 25):  # names alone
         security = [entry.removeprefix("name=").partition(",")[0] for entry in security]
-        more["ExecutionDriver"] = "<not supported>"
     result: dict[str, object] = {
-        **more,
         "ID": engine.id,
         "Containers": len(everyone),
         "ContainersRunning": states.count("running") + states.count("restarting"),
