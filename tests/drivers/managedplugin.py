@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A program for a managed plugin of docker's: volumes, logs and networks, in a root file system that has nothing but
-folders for the host's /usr. As a program: managedplugin.py SOCKET; what it was asked is in /state/asked.
+"""A program for a managed plugin of docker's: volumes, logs, networks, addresses and figures, in a root file system
+that has nothing but folders for the host's /usr. As a program: managedplugin.py SOCKET; what it was asked is in
+/state/asked, and the figures that it has collected are in /state/figures.
 
 Its volumes are folders of /state/volumes, bound into its PropagatedMount while somebody has them mounted."""
 
@@ -11,6 +12,7 @@ import http.server
 import json
 import os
 import shutil
+import socket
 import socketserver
 import struct
 import sys
@@ -20,6 +22,8 @@ from typing import Any
 
 MOUNTED, KEPT, ASKED = Path("/mnt/volumes"), Path("/state/volumes"), Path("/state/asked")
 LOGS = Path("/state/logs")
+FIGURES, FIGURES_SOCKET = Path("/state/figures"), "/run/docker/metrics.sock"
+SUBNET = "10.233.7"
 MS_BIND, MNT_DETACH = 0x1000, 2
 
 libc = ctypes.CDLL(None, use_errno=True)
@@ -82,6 +86,42 @@ def keep(path: str, container: str) -> None:
             file.write(repr(fifo.read(size)).encode() + b"\n")
 
 
+class Addresses:
+    """IpamDriver, of one subnet."""
+
+    def __init__(self) -> None:
+        self.taken: set[str] = set()
+
+    def answer(self, verb: str, body: Any) -> dict[str, Any]:
+        if verb == "GetDefaultAddressSpaces":
+            return {"LocalDefaultAddressSpace": "shelf", "GlobalDefaultAddressSpace": "shelves"}
+        if verb == "RequestPool":
+            return {"PoolID": "the-pool", "Pool": body.get("Pool") or f"{SUBNET}.0/24", "Data": {}}
+        if verb == "RequestAddress":
+            free = (f"{SUBNET}.{number}" for number in range(70, 90))
+            wanted = body.get("Address") or next(one for one in free if one not in self.taken)
+            self.taken.add(wanted)
+            return {"Address": f"{wanted}/24", "Data": {}}
+        if verb == "ReleaseAddress":
+            self.taken.discard(body["Address"])
+        return {}
+
+
+ADDRESSES = Addresses()
+
+
+def collect() -> None:
+    """The engine's figures, as they are now."""
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(30)
+        client.connect(FIGURES_SOCKET)
+        client.sendall(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        found = b""
+        while part := client.recv(1 << 16):
+            found += part
+    FIGURES.write_bytes(found)
+
+
 def answer(shelf: Shelf, method: str, body: Any) -> dict[str, Any]:
     part, _, verb = method.partition(".")
     if part == "VolumeDriver":
@@ -101,6 +141,12 @@ def answer(shelf: Shelf, method: str, body: Any) -> dict[str, Any]:
         if verb == "Join":
             return {"DisableGatewayService": True}
         return {}
+    if part == "IpamDriver":
+        return ADDRESSES.answer(verb, body)
+    if part == "MetricsCollector":
+        if verb == "StartMetrics":
+            collect()
+        return {"Err": ""}
     if part == "AuthZPlugin":
         return {"Allow": not body.get("RequestUri", "").endswith("/volumes/forbidden"), "Msg": "not that one"}
     return {"Err": f"unknown method {method}"}

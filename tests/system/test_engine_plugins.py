@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Managed plugins (docker's v2): each verb on teud and on Debian's dockerd, with the same plugin, and the answers
-compared; volumes, logs, networks and authorization of such plugins; what they survive, and that nothing stays."""
+compared; volumes, logs, networks, addresses, authorization and metrics of such plugins; what they survive, and that
+nothing stays."""
 
 from __future__ import annotations
 
@@ -367,6 +368,90 @@ def test_a_network(house: House, tmp_path: Path) -> None:
     house("network", "rm", "wire")
     house("plugin", "disable", NAME)
     house("plugin", "rm", NAME)
+
+
+def asked_of(house: House, identity: str, part: str) -> list[str]:
+    """What a plugin was asked so far, of one of its parts."""
+    lines = inside(house, identity, "state/asked").read_text().splitlines()
+    methods = [json.loads(line)[0].partition(".") for line in lines]
+    return [verb for kind, _, verb in methods if kind == part]
+
+
+def test_addresses(house: House, tmp_path: Path) -> None:
+    interface = {"Types": ["docker.ipamdriver/1.0"], "Socket": "shelf.sock"}
+    identity = make(house, tmp_path / "plugin", Interface=interface)
+    house("network", "create", "--ipam-driver", f"{NAME}:latest", "wire")
+    ipam = json.loads(house("network", "inspect", "wire"))[0]["IPAM"]
+    assert ipam["Driver"] == f"{NAME}:latest"
+    assert [one["Subnet"] for one in ipam["Config"]] == ["10.233.7.0/24"]
+    house("run", "-d", "--name", "reader", "--network", "wire", "busybox", "sleep", "600")
+    shown = json.loads(house("inspect", "reader"))[0]["NetworkSettings"]["Networks"]["wire"]
+    assert shown["IPAddress"].startswith("10.233.7.7"), "one of those that it gives"
+    assert shown["IPAddress"] in house("exec", "reader", "ip", "-4", "address")
+    if house.ours:  # dockerd counts those that have a pool of the plugin's as no users
+        assert f"plugin {NAME}:latest is in use" in house("plugin", "disable", NAME, code=1)
+    house("rm", "-f", "reader")
+    house("network", "rm", "wire")
+    told = asked_of(house, identity, "IpamDriver")
+    for verb in ("GetDefaultAddressSpaces", "RequestPool", "RequestAddress", "ReleaseAddress", "ReleasePool"):
+        assert verb in told, told
+    assert told.count("RequestAddress") == told.count("ReleaseAddress") and told[-1] == "ReleasePool"
+    house("plugin", "disable", NAME)
+    house("plugin", "rm", NAME)
+
+
+COLLECTOR = {"Types": ["docker.metricscollector/1.0"], "Socket": "shelf.sock"}
+
+
+def test_one_that_collects_metrics(house: House, tmp_path: Path) -> None:
+    identity = make(house, tmp_path / "plugin", Interface=COLLECTOR)
+    head, _, figures = inside(house, identity, "state/figures").read_bytes().decode().partition("\r\n\r\n")
+    assert head.startswith("HTTP/1.1 200 ")
+    assert "# TYPE engine_daemon_container_states_containers gauge" in figures
+    assert asked_of(house, identity, "MetricsCollector") == ["StartMetrics"]
+    house("plugin", "disable", NAME)
+    assert house.ask("GET", f"/plugins/{NAME}/json")[1]["Enabled"] is False
+    house("plugin", "rm", NAME)
+
+
+def test_collectors_are_told_of_each_engine(teud: House, tmp_path: Path) -> None:
+    """It outlives the engine, whose socket is another one then, at the same place."""
+    identity = make(teud, tmp_path / "plugin", Interface=COLLECTOR)
+    figures = inside(teud, identity, "state/figures")
+    process = process_of_plugin()
+    figures.unlink()
+    kill("teud")
+    assert teud.ask("GET", "/version")[0] == 200
+    eventually("the next engine's figures are collected", figures.exists)
+    figures.unlink()
+    whole.call("systemctl", "restart", "teud")
+    assert teud.ask("GET", "/version")[0] == 200
+    eventually("and those of the next", figures.exists)
+    told = asked_of(teud, identity, "MetricsCollector")
+    assert told == ["StartMetrics", "StartMetrics", "StopMetrics", "StartMetrics"]
+    assert process_of_plugin() == process
+    teud("plugin", "rm", "-f", NAME)
+
+
+def test_links_that_a_plugin_makes_later(teud: House, tmp_path: Path) -> None:
+    """Where a volume was is a link by the time of the next container: it leads among the plugin's own files."""
+    identity = make(teud, tmp_path / "plugin", PropagatedMount="")
+    run = ("run", "--rm", "--network", "none", "-v", "books:/books", "busybox", "ls", "/books")
+    teud("volume", "create", "-d", NAME, "books")
+    teud("run", "-d", "--name", "reader", "--network", "none", "-v", "books:/b", "busybox", "sleep", "600")
+    place = inside(teud, identity, "mnt/volumes/books")
+    (place / "mine").touch()
+    assert teud(*run) == "mine"
+    place.rename(place.with_name("moved"))
+    place.symlink_to("/etc")
+    listed = teud(*run).split()
+    assert Path("/etc/passwd").exists() and "passwd" not in listed, listed
+    assert "resolv.conf" in listed, "it is the plugin's"
+    teud("rm", "-f", "reader")
+    place.unlink()
+    place.with_name("moved").rename(place)
+    teud("volume", "rm", "books")
+    teud("plugin", "rm", "-f", NAME)
 
 
 def test_one_that_does_not_do_what_is_asked(house: House, tmp_path: Path) -> None:

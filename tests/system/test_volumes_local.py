@@ -278,6 +278,23 @@ def test_a_part_that_is_a_file() -> None:
 
 
 @pytest.mark.needs("fast")
+def test_what_is_mounted_in_a_part_stays_mounted() -> None:
+    """The place that a part is bound to for a start is taken away, and nothing of the volume with it, though mounts are
+    shared there, as they are on a host with systemd."""
+    box("mkdir", "-p", "/v/sub/inner", flags=("-v", "parts:/v"))
+    top, inner = ROOT / "parts", ROOT / "parts/_data/sub/inner"
+    whole.call("mount", "--bind", "--make-shared", str(top), str(top))
+    try:
+        whole.call("mount", "-t", "tmpfs", "none", str(inner))
+        (inner / "file").touch()
+        for _ in range(2):
+            assert box("ls", "/m/inner", flags=part("parts", "sub", "/m")) == "file"
+        assert os.path.ismount(inner)
+    finally:
+        whole.call("umount", "--recursive", str(top))
+
+
+@pytest.mark.needs("fast")
 def test_a_stopped_container_shows_no_more_of_a_volume_than_a_running_one(tmp_path: Path) -> None:
     box("sh", "-c", "mkdir /v/sub; touch /v/outside /v/sub/in", flags=("-v", "parts:/v"))
     teu("create", "--name", "sp", *part("parts", "sub", "/m"), whole.IMAGE, "sleep", "600")

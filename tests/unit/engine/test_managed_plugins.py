@@ -6,8 +6,10 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import socket
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from teu.engine.backend import tasks
 from teu.engine.core import plugins as protocol
 from teu.engine.core.errors import BadRequest, Conflict, EngineError, NotFound
 from teu.engine.core.managed import KNOWN
-from teu.engine.plugins import bundles, config, record, runner, spec
+from teu.engine.plugins import bundles, collectors, config, record, runner, spec
 from teu.engine.plugins.store import Plugins
 from teu.engine.volumes.drivers.registry import Drivers
 from teu.oci import tar
@@ -319,10 +321,40 @@ def test_settings_are_kept(store: Plugins) -> None:
     assert plugin.record.settings.env == ["A=9", "B=2"]
 
 
-def test_collectors_of_metrics_are_refused(store: Plugins) -> None:
-    add(store, Interface={"Types": ["docker.metricscollector/1.0"], "Socket": "x"})
-    with pytest.raises(EngineError, match="collects metrics"):
-        store.enable("house/shelf", 0)
+COLLECTOR = {"Types": ["docker.metricscollector/1.0"], "Socket": "x"}
+
+
+def test_the_socket_of_a_collector(store: Plugins) -> None:
+    """It is at the same place for each engine; a path of any length will do."""
+    plugin = add(store, Interface=COLLECTOR)
+    ended: list[int] = []
+
+    def serve(listener: socket.socket) -> Callable[[], None]:
+        return lambda: ended.append(listener.fileno()) or listener.close()
+
+    made = collectors.Collectors(serve)
+    for _ in range(2):
+        made.open(plugin)
+        with socket.socket(socket.AF_UNIX) as caller:
+            protocol.connect(caller, f"{plugin.docker}/metrics.sock")
+    assert len(ended) == 1
+    made.close(plugin)
+    made.close(plugin)
+    assert len(ended) == 2 and runner._refusal(f"{plugin.docker}/metrics.sock") is not None
+    assert Path(plugin.docker, "plugins").is_dir()
+    found = [one["destination"] for one in spec.build(plugin)["mounts"] if one["destination"].startswith("/run/docker")]
+    assert found == ["/run/docker", "/run/docker/plugins"]
+    other = add(store, "other:latest", "cd" * 32)
+    made.open(other)
+    assert not Path(other.docker).exists()
+
+
+def test_a_collector_that_does_not_listen_is_no_harm(store: Plugins, caplog: pytest.LogCaptureFixture) -> None:
+    plugin = add(store, enabled=True, Interface=COLLECTOR)
+    made = collectors.Collectors(lambda listener: listener.close)
+    made.begin(plugin)
+    made.end([plugin.name])
+    assert [one.args[1] for one in caplog.records if one.args] == ["StartMetrics", "StopMetrics"]  # type: ignore[index]
 
 
 # -- the specification ----------------------------------------------------------------------------------------
@@ -403,6 +435,34 @@ def test_links_of_a_plugin_do_not_lead_to_the_host(store: Plugins) -> None:
     assert managed.on_host("/across") == f"{plugin.mounts}/etc/books"
 
 
+def test_links_that_are_made_later_do_not_lead_to_the_host(store: Plugins, tmp_path: Path) -> None:
+    plugin = add(store, enabled=True)
+    managed = KNOWN.find("house/shelf")
+    assert managed is not None
+    books = Path(plugin.mounts, "books")
+    books.mkdir(parents=True)
+    told = managed.on_host("/mnt/here/books")
+    assert KNOWN.tree_of(told) == (plugin.mounts, "/books") and KNOWN.tree_of(f"{plugin.mounts}x")[0] == ""
+    books.rmdir()
+    outside = tmp_path / "outside"
+    (outside / "inner").mkdir(parents=True)
+    books.symlink_to(outside)
+    assert Path(told, "inner").exists(), "as a path, it leads out"
+    with pytest.raises(FileNotFoundError):
+        KNOWN.open_folder(told)
+    own = Path(plugin.mounts, *outside.parts[1:])
+    own.mkdir(parents=True)
+    folder = KNOWN.open_folder(told)
+    try:
+        assert os.path.sameopenfile(folder, other := os.open(own, os.O_PATH))
+        os.close(other)
+    finally:
+        os.close(folder)
+    os.close(KNOWN.open_folder(str(outside)))
+    with pytest.raises(OSError):
+        KNOWN.open_folder(told, os.O_NOFOLLOW)
+
+
 def test_one_of_ours_is_found_first(store: Plugins) -> None:
     plugin = add(store, enabled=True)
     assert protocol.find("house/shelf") == protocol.Place("unix", plugin.socket)
@@ -422,8 +482,6 @@ def test_one_of_ours_is_found_first(store: Plugins) -> None:
 
 
 def test_a_socket_s_path_may_be_long(tmp_path: Path) -> None:
-    import socket
-
     folder = tmp_path / ("x" * 120)
     folder.mkdir()
     short = tmp_path / "s"

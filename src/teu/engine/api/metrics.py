@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Figures for Prometheus by HTTP, at /metrics of the address that metrics-addr names, under dockerd's names. Called by
-main, where there is such an address. The text is a few lines; prometheus-client would cost 35 ms and 3.8 MB.
+"""Figures for Prometheus by HTTP, at /metrics of the address that metrics-addr names, and of the sockets of managed
+plugins that collect them, under dockerd's names. Called by main, where there is one of them. The text is a few lines;
+prometheus-client would cost 35 ms and 3.8 MB.
 """
 
 from __future__ import annotations
@@ -162,6 +163,15 @@ class Metrics:
         self._engine = engine
         self._sockets = sockets
         self._room = threading.Semaphore(CLIENTS)
+        self._closed = threading.Event()
+
+    def close(self) -> None:
+        """Nobody is answered there any more."""
+        self._closed.set()
+        for listener in self._sockets:
+            with contextlib.suppress(OSError):
+                listener.shutdown(socket.SHUT_RDWR)  # who waits for a client wakes up
+            listener.close()
 
     def start(self) -> None:
         for listener in self._sockets:
@@ -172,7 +182,7 @@ class Metrics:
             try:
                 client, _address = listener.accept()
             except OSError as error:
-                if self._engine.stopping.is_set():
+                if self._closed.is_set() or self._engine.stopping.is_set():
                     return
                 log.warning("metrics: %s", error.strerror)
                 time.sleep(1)

@@ -16,6 +16,7 @@ from typing import NamedTuple
 from teu.linux import inside
 
 VOLUMES, NETWORKS, LOGS, AUTHORIZATION = "volumedriver", "networkdriver", "logdriver", "authz"
+METRICS = "metricscollector"
 """What it may implement, by its configuration (docker.volumedriver/1.0)."""
 
 
@@ -38,7 +39,7 @@ class Managed(NamedTuple):
 
     def on_host(self, path: str) -> str:
         """Where the host finds what the plugin has at a path; nothing for none. No ".." leads out of it, and no link
-        that is there now."""
+        that is there now: it is to be told, and to be opened by KNOWN.open_folder, which minds later ones."""
         if not path:
             return ""
         path = "/" + posixpath.normpath(f"/{path}").lstrip("/")
@@ -86,6 +87,27 @@ class Known:
         """The whole name of a plugin of ours; any other name as it is."""
         found = self.find(name)
         return found.name if found is not None else name
+
+    def tree_of(self, path: str) -> tuple[str, str]:
+        """(tree, path in it) of a path of the host that is among a plugin's files; an empty tree for any other."""
+        for one in self._all() if self._all is not None else []:
+            for tree in (one.mounts, one.rootfs):
+                if path == tree or path.startswith(f"{tree}/"):
+                    return tree, path[len(tree) :]
+        return "", path
+
+    def open_folder(self, path: str, flags: int = 0) -> int:
+        """A folder of the host (O_PATH, and `flags`), by a path that a plugin may have said: among a plugin's files no
+        link leads out of them, whenever it was made. Raises OSError."""
+        tree, inner = self.tree_of(path)
+        flags |= os.O_PATH | os.O_DIRECTORY
+        if not tree:
+            return os.open(path, flags | os.O_CLOEXEC)
+        top = os.open(tree, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            return inside.open_in_root(top, inner, flags)
+        finally:
+            os.close(top)
 
     def enabled(self, kind: str) -> list[str]:
         """The names of those that implement something."""

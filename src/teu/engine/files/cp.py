@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from teu.engine.containers.visits import Visit
-from teu.engine.core.errors import EngineError, NotFound
+from teu.engine.core.errors import BadRequest, EngineError, NotFound
 from teu.engine.files import rootfs
 
 if TYPE_CHECKING:
@@ -98,9 +98,9 @@ def listen(stream: IO[bytes], said: list[bytes]) -> None:
 
 def _failed(container: Container, asked: str, path: str, said: bytes) -> EngineError:
     kind, message = problem(said, f"container {container.id}")
-    return (
-        NotFound(f"Could not find the file {path} in container {asked}") if kind == "missing" else EngineError(message)
-    )
+    if kind == "missing":
+        return NotFound(f"Could not find the file {path} in container {asked}")
+    return BadRequest(message) if kind == "no place" else EngineError(message)
 
 
 def problem(said: bytes, whose: str) -> tuple[str, str]:

@@ -79,6 +79,10 @@ class Refused(Exception):
     """What is asked for is not to be done there; the text says why."""
 
 
+class NoPlace(Refused):
+    """Nothing may be written there, whatever it is."""
+
+
 def is_pseudo(descriptor: int) -> bool:
     return fstatfs_type(descriptor) in PSEUDO
 

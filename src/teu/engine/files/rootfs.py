@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 
 from teu.engine.containers import proc
 from teu.engine.core.errors import BadRequest, EngineError, NotFound
+from teu.engine.core.managed import KNOWN
 from teu.engine.files import snapshots
 from teu.linux import copying, inside, mountflags
 from teu.linux.mounts import (
@@ -434,7 +435,7 @@ def open_volume(point: MountPoint, flags: int = os.O_PATH) -> int:
     can change what is in it at any moment, so it is found by the kernel, and only what was opened is used.
 
     OSError: EXDEV where a link leads out of the volume."""
-    base = os.open(point.source, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    base = KNOWN.open_folder(point.source)
     try:
         subpath = point.options.subpath or "."
         return inside.open_beneath(base, subpath, flags)

@@ -13,7 +13,7 @@ import os
 import posixpath
 import stat
 
-from teu.engine.files.paths import CHUNK, Refused, is_pseudo, look_up
+from teu.engine.files.paths import CHUNK, NoPlace, Refused, is_pseudo, look_up
 from teu.linux import inside, trees
 from teu.oci import tar
 
@@ -79,14 +79,14 @@ def unpack(root: int, archive: Input, options: Asked) -> None:
     path = posixpath.normpath("/" + options["path"]).replace("//", "/")
     target = look_up(root, path)
     if not stat.S_ISDIR(os.fstat(target).st_mode):
-        raise Refused("extraction point is not a directory")
+        raise NoPlace("extraction point is not a directory")
     if is_pseudo(target):
-        raise Refused(f"{path} is the kernel's in this container: no place for files")
+        raise NoPlace(f"{path} is the kernel's in this container: no place for files")
     if trees.mount_number(target) == trees.mount_number(root):
         if options["readonly"]:
-            raise Refused("container rootfs is marked read-only")
+            raise NoPlace("container rootfs is marked read-only")
     elif os.fstatvfs(target).f_flag & os.ST_RDONLY:
-        raise Refused("mounted volume is marked read-only")
+        raise NoPlace("mounted volume is marked read-only")
     source = tar.Source(archive.next_chunk)
     worker = _Unpacker(root, target, inside.real_path(root, path), options["replace"], options["owner"])
     worker.run(source, options.get("top", False))

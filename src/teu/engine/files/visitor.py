@@ -4,7 +4,7 @@
     python3 -IS visitor.py ROOT-FD VERB JSON      stat: JSON on stdout; tar: archive on stdout;
                                                   untar: archive on stdin
 
-Exit status 0; or 1 with {"kind": "missing"|"refused"|"error", "message": …} on stderr.
+Exit status 0; or 1 with {"kind": "missing"|"no place"|"refused"|"error", "message": …} on stderr.
 
 It is root, and everything that it looks at was made by somebody who is not to be trusted: the container's tree, an
 archive. So before the first look it gives away what it does not need (`confine`):
@@ -28,7 +28,7 @@ sys.path.insert(0, os.path.abspath(__file__).removesuffix("/teu/engine/files/vis
 sys.path.append("/usr/lib/python3/dist-packages")  # zstandard
 
 from teu.engine.files import packing, unpacking
-from teu.engine.files.paths import Missing, Refused
+from teu.engine.files.paths import Missing, NoPlace, Refused
 from teu.linux import capabilities
 from teu.linux.mounts import (
     MOUNT_ATTR_NODEV,
@@ -102,6 +102,8 @@ def main() -> None:
         pass  # who asked has gone
     except Missing as error:
         _tell("missing", str(error))
+    except NoPlace as error:
+        _tell("no place", str(error))
     except Refused as error:
         _tell("refused", str(error))
     except tar.TarError as error:

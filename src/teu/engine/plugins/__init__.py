@@ -5,6 +5,7 @@
     record      a plugin and its file in DATA_ROOT/plugins
     bundles     its artifacts in containerd's namespace plugins.teu: from a registry, from a client, to a registry
     spec        from its configuration to a runtime specification
+    collectors  the figures of the engine, for those that collect them
     runner      its mounts and its task
     store       all of them, and the verbs
 

@@ -5,7 +5,7 @@
                          rootfs             where its root file system is mounted while it is enabled
                          propagated-mount   its PropagatedMount, as the host sees it
     EXEC_ROOT/plugins/ID/                   its /run/docker/plugins: SOCKET
-    EXEC_ROOT/plugin-streams/ID/            stdout, stderr; logging: its /run/docker/logging
+    EXEC_ROOT/plugin-streams/ID/            stdout, stderr; logging: its /run/docker/logging; docker: its /run/docker
 
 A folder without a record is one that was being removed.
 """
@@ -86,6 +86,11 @@ class Plugin:
     def logging(self) -> str:
         """The FIFOs of containers whose log goes there."""
         return f"{self.streams}/logging"
+
+    @property
+    def docker(self) -> str:
+        """Where a collector of metrics finds the socket of the engine's figures."""
+        return f"{self.streams}/docker"
 
     @property
     def socket(self) -> str:

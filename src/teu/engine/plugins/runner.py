@@ -26,6 +26,7 @@ from teu.linux.mounts import MS_BIND, MS_REC, MS_SHARED, mount
 
 if TYPE_CHECKING:
     from teu.engine.backend.containerd import Client
+    from teu.engine.plugins.collectors import Collectors
     from teu.engine.plugins.record import Plugin
 
 log = logging.getLogger("teu.engine")
@@ -42,11 +43,14 @@ STREAMS = ("stdout", "stderr")
 class Runner:
     """What starts and stops plugins. None of its methods takes a plugin's lock: their callers hold it."""
 
-    def __init__(self, client: Client, snapshotter: str, shim: str, stopping: threading.Event) -> None:
+    def __init__(
+        self, client: Client, snapshotter: str, shim: str, stopping: threading.Event, collectors: Collectors
+    ) -> None:
         self._client = client
         self._snapshotter = snapshotter
         self._shim = shim
         self._stopping = stopping
+        self._collectors = collectors
 
     # -- start -----------------------------------------------------------------------------
 
@@ -59,6 +63,7 @@ class Runner:
             self._fifos(plugin)
             for path in plugin.run_folder, plugin.logging if plugin.implements(LOGS) else plugin.run_folder:
                 os.makedirs(path, mode=0o700, exist_ok=True)
+            self._collectors.open(plugin)
             with contextlib.ExitStack() as writers:
                 for name in STREAMS:  # until the shim has them open, nobody would write
                     writer = os.open(f"{plugin.streams}/{name}", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -140,10 +145,11 @@ class Runner:
     # -- the rest ----------------------------------------------------------------------------
 
     def adopt(self, plugin: Plugin, task: tasks.Task) -> None:
-        """One that an engine before this one has started: it goes on."""
+        """One that an engine before this one has started: it goes on. Raises OSError."""
         plugin.pid = task.pid
         plugin.starts += 1
         self._read(plugin)
+        self._collectors.open(plugin)
 
     def stop(self, plugin: Plugin, at_once: bool = False) -> None:
         """End it, and take away what `start` made. Raises containerd's errors; nothing of them with `at_once`."""
@@ -171,6 +177,7 @@ class Runner:
         """Take away its task, its mounts, and its socket; what it wrote stays. Not `everything`: it is started again,
         and finds what it had mounted for others, and the FIFOs that it reads."""
         plugin.pid = 0
+        self._collectors.close(plugin)
         tasks.discard(self._client, plugin.id)
         for place in reversed(trees.mounts_below(plugin.folder if everything else plugin.rootfs)):
             with contextlib.suppress(OSError):

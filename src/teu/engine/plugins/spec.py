@@ -2,6 +2,7 @@
 """The runtime specification of a managed plugin. It is docker's: what a container gets without a seccomp profile, and
 what its configuration adds, in a scope in teu.slice.
 
+    /run/docker             the socket of the engine's figures; for collectors of metrics
     /run/docker/plugins     where it makes its socket
     /run/docker/logging     the FIFOs of containers whose log it takes; for log drivers
     PropagatedMount         its mounts there are seen by the host
@@ -16,7 +17,7 @@ import stat
 from typing import TYPE_CHECKING, Any
 
 from teu.engine.core.errors import BadRequest, EngineError
-from teu.engine.core.managed import LOGS
+from teu.engine.core.managed import LOGS, METRICS
 from teu.oci import defaults
 from teu.oci.defaults import mount
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from teu.engine.plugins.record import Plugin
 
 OCI_VERSION = "1.1.0"
-SOCKETS, LOGGING = "/run/docker/plugins", "/run/docker/logging"
+DOCKER, SOCKETS, LOGGING = "/run/docker", "/run/docker/plugins", "/run/docker/logging"
 NAME_ANNOTATION = "io.teu.name"
 _STRICT = ("nosuid", "noexec", "nodev")
 
@@ -93,6 +94,8 @@ def _own(plugin: Plugin) -> list[dict[str, Any]]:
     found = []
     if config.propagated:
         found.append(mount(config.propagated, "bind", plugin.mounts, "rbind", "rw", "rshared"))
+    if plugin.implements(METRICS):
+        found.append(mount(DOCKER, "bind", plugin.docker, "rbind", "ro"))
     found.append(mount(SOCKETS, "bind", plugin.run_folder, "rbind", "rshared"))
     if plugin.implements(LOGS):
         found.append(mount(LOGGING, "bind", plugin.logging, "rbind"))

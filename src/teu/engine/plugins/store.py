@@ -10,13 +10,15 @@ records of those are asked, so no count of users can be lost.
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import secrets
+import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from teu.engine.backend import containerd, content, tasks
@@ -24,7 +26,7 @@ from teu.engine.backend.containerd import Client
 from teu.engine.containers import runtimes
 from teu.engine.core.errors import BadRequest, Conflict, EngineError, NotFound
 from teu.engine.core.filters import flag_filter
-from teu.engine.core.managed import AUTHORIZATION, KNOWN, LOGS, VOLUMES, Managed
+from teu.engine.core.managed import AUTHORIZATION, KNOWN, LOGS, METRICS, VOLUMES, Managed
 from teu.engine.plugins import config as configuration
 from teu.engine.plugins.record import ID, Plugin, PluginRecord, read
 from teu.linux import trees
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
     from teu.engine.core.events import Events
     from teu.engine.images.transfer import Message
     from teu.engine.networks.manager import Networks
+    from teu.engine.plugins.collectors import Collectors, Serve
     from teu.engine.plugins.config import Config, Privilege
     from teu.engine.plugins.runner import Runner
     from teu.engine.volumes.store import Volumes
@@ -51,7 +54,6 @@ log = logging.getLogger("teu.engine")
 
 NAMESPACE = "plugins.teu"
 FILTERS = ("capability", "enabled")
-METRICS = "metricscollector"
 AGAIN_FIRST, AGAIN_LONGEST = 0.1, 60.0
 SETTLED_SECONDS = 10.0  # who ran this long is started again without a pause
 
@@ -83,6 +85,8 @@ class Plugins:
         self.client = Client(settings["containerd"], NAMESPACE)
         self.withdrawn: set[str] = set()
         """Those that were disabled by a user since the engine has started: they are asked for no authorization."""
+        self.serve_figures: Serve = _nothing
+        """Answer with the figures at a socket (collectors.Collectors); from who starts the engine."""
         self.started = threading.Event()
         """Those that were enabled when the engine started run, or do not come to."""
         self.started.set()
@@ -93,8 +97,14 @@ class Plugins:
             from teu.engine.plugins.runner import Runner  # 2 ms, where there are plugins
 
             shim = runtimes.find("", self._settings).shim
-            self._made = Runner(self.client, self._settings["storage-driver"], shim, self._stopping)
+            self._made = Runner(self.client, self._snapshotter, shim, self._stopping, self._collectors)
         return self._made
+
+    @functools.cached_property
+    def _collectors(self) -> Collectors:
+        from teu.engine.plugins.collectors import Collectors  # 3 ms, as above
+
+        return Collectors(self.serve_figures)
 
     @property
     def _folder(self) -> str:
@@ -131,20 +141,29 @@ class Plugins:
             return
         self.client.ensure_namespace()
         known = tasks.list_tasks(self.client)
-        missing = []
+        adopted, missing = [], []
         for plugin in self._all():
             task = known.get(plugin.id)
             with plugin.lock:
                 if task is not None and plugin.enabled and (task.unknown or task.status == "RUNNING"):
                     if not plugin.starts or not (task.unknown or plugin.pid == task.pid):
-                        self._runner.adopt(plugin, task)
+                        self._adopt(plugin, task)
+                        adopted.append(plugin)
                 elif plugin.enabled or task is not None:
                     missing.append(plugin)
         self.started.clear()
-        threading.Thread(target=self._rest, args=(missing,), name="plugins", daemon=True).start()
+        threading.Thread(target=self._rest, args=(adopted, missing), name="plugins", daemon=True).start()
 
-    def _rest(self, missing: list[Plugin]) -> None:
+    def _adopt(self, plugin: Plugin, task: tasks.Task) -> None:
         try:
+            self._runner.adopt(plugin, task)
+        except OSError as error:
+            log.error("plugin %s goes on without all that it is given: %s", plugin.name, error)
+
+    def _rest(self, adopted: list[Plugin], missing: list[Plugin]) -> None:
+        try:
+            for plugin in adopted:
+                threading.Thread(target=self._collectors.begin, args=(plugin,), name="plugin", daemon=True).start()
             workers = [threading.Thread(target=self._revive, args=(one,), name="plugin") for one in missing]
             for worker in workers:
                 worker.start()
@@ -193,8 +212,10 @@ class Plugins:
             trees.discard_tree(f"{top}/{identity}")
 
     def close(self) -> None:
-        """The engine goes; plugins stay."""
+        """The engine goes; plugins stay, and those that collect its figures are told."""
         if self._plugins:
+            if collecting := self.names(METRICS):
+                self._collectors.end(collecting)
             KNOWN.forget()
         self.client.close()
 
@@ -283,11 +304,6 @@ class Plugins:
         with self._changing(plugin):
             if plugin.enabled:
                 raise Conflict(f"plugin already enabled: plugin {plugin.name} is enabled")
-            if plugin.implements(METRICS):
-                raise EngineError(
-                    f"plugin {plugin.name} collects metrics; teud gives those at metrics-addr (teud.yaml), and to no"
-                    " plugin"
-                )
             self.client.ensure_namespace()
             self._boot.keep(plugin.id, True)
             try:
@@ -299,6 +315,7 @@ class Plugins:
                 raise
             plugin.pause = 0.0
             self.withdrawn.discard(plugin.name)
+        self._collectors.begin(plugin)
         self._event("enable", plugin.id, text)
 
     def disable(self, text: str, force: bool) -> None:
@@ -383,6 +400,7 @@ class Plugins:
             long_ago = began - plugin.began > SETTLED_SECONDS
             plugin.pause = AGAIN_FIRST if long_ago else min(max(plugin.pause, AGAIN_FIRST) * 2, AGAIN_LONGEST)
             plugin.began = time.monotonic()
+        self._collectors.begin(plugin)
 
     # -- settings, removal ---------------------------------------------------------------------------
 
@@ -552,6 +570,10 @@ class Plugins:
 
     def _event(self, action: str, identity: str, name: str) -> None:
         self._events.publish("plugin", action, identity, {"name": name})
+
+
+def _nothing(_listener: socket.socket) -> Callable[[], None]:
+    return lambda: None
 
 
 def _parsed(text: str) -> Reference:

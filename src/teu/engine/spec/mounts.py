@@ -22,8 +22,9 @@ from teu.engine.containers import runtimes
 from teu.engine.containers.state import MountOptions, MountPoint
 from teu.engine.core.errors import BadRequest, EngineError, NotFound
 from teu.engine.core.fields import BindOptions, DriverConfig, Mount, TmpfsOptions, VolumeOptions
+from teu.engine.core.managed import KNOWN
 from teu.engine.files import rootfs
-from teu.linux.mounts import MNT_DETACH, MS_BIND, MS_REC, mount, move_mount, umount2
+from teu.linux.mounts import MNT_DETACH, MS_SLAVE, mount_setattr, move_mount, open_tree, umount2
 
 if TYPE_CHECKING:
     from teu.engine.containers.model import Container
@@ -413,7 +414,7 @@ def _source(engine: Engine, container: Container, point: MountPoint, sources: co
         source = point.source = engine.volumes.mount(
             point.name or "", container.id, point.destination, point.rw, point.propagation
         )
-        if point.options.subpath:
+        if point.options.subpath or KNOWN.tree_of(source)[0]:
             part = point.copy()
             part.source = source
             source = _part(container, part, sources)
@@ -458,18 +459,23 @@ def root_propagation(mount_list: list[Object]) -> str:
 
 
 def _part(container: Container, point: MountPoint, sources: contextlib.ExitStack) -> str:
-    """A part of a volume, bound to a place of the engine's until `sources` is closed: the runtime looks it up again,
-    and a container that has the volume could have put a link there meanwhile."""
+    """A part of a volume, or one of a managed plugin, bound to a place of the engine's until `sources` is closed: the
+    runtime looks it up again, and a container that has the volume, or the plugin, could have put a link there by then.
+
+    It is a slave of what is there: what is unmounted with the place stays mounted in the volume."""
     try:
         descriptor = rootfs.open_volume(point)
     except OSError as error:
         raise _no_part(point, error) from None
     try:
-        place = _place(container, descriptor, sources)
-        mount(f"/proc/self/fd/{descriptor}", place, None, MS_BIND | MS_REC)
+        tree = open_tree(descriptor, "", recursive=True)
     finally:
         os.close(descriptor)
-    return place
+    try:
+        mount_setattr(tree, 0, propagation=MS_SLAVE, recursive=True)
+        return _placed(container, tree, sources)
+    finally:
+        os.close(tree)
 
 
 def _image(engine: Engine, container: Container, point: MountPoint, sources: contextlib.ExitStack) -> str:
@@ -479,19 +485,27 @@ def _image(engine: Engine, container: Container, point: MountPoint, sources: con
     except OSError as error:
         raise _no_part(point, error) from None
     try:
-        place = _place(container, tree, sources)
-        spot = os.open(place, os.O_PATH | os.O_CLOEXEC)
-        try:
-            move_mount(tree, spot, place)
-        finally:
-            os.close(spot)
+        return _placed(container, tree, sources)
     finally:
         os.close(tree)
+
+
+def _placed(container: Container, tree: int, sources: contextlib.ExitStack) -> str:
+    """Where a detached mount is put for the runtime."""
+    place = _place(container, tree, sources)
+    spot = os.open(place, os.O_PATH | os.O_CLOEXEC)
+    try:
+        move_mount(tree, spot, place)
+    finally:
+        os.close(spot)
     return place
 
 
 def _no_part(point: MountPoint, error: OSError) -> EngineError:
     subpath = point.options.subpath
+    if not subpath:
+        what = "does not exist" if error.errno == errno.ENOENT else f"is of no use ({(error.strerror or '').lower()})"
+        return BadRequest(f'invalid mount config for type "{point.type}": bind source path {what}: {point.source}')
     reason = f"cannot access path {subpath}: {(error.strerror or '').lower()}"
     if error.errno == errno.EXDEV:
         reason = "path concatenation escapes the base directory"

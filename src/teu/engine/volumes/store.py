@@ -589,7 +589,7 @@ def size(path: str) -> int:
     total = 0
     seen: set[tuple[int, int]] = set()
     try:
-        top = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        top = KNOWN.open_folder(path, os.O_NOFOLLOW)
     except OSError:
         return 0
     try:
