@@ -245,9 +245,10 @@ def test_a_build_begins_with_nothing_that_is_refused(shop: Shop, tmp_path: Path)
     teu("build", "-q", str(folder), timeout=240)
     teu("image", "prune", "-f")
     teu("builder", "prune", "-af")
-    whole.call(
-        "systemctl", "stop", "teu-buildkitd.service"
-    )  # as long as it is there it holds the documents it has read
+    # As long as it is there it holds the documents it has read. What it let go containerd may keep for its `interval`,
+    # which is as long as `settle` waits.
+    whole.call("systemctl", "stop", "teu-buildkitd.service")
+    images.collect()
 
 
 def test_clients_of_containerds_transfers(shop: Shop) -> None:

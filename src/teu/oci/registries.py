@@ -119,11 +119,13 @@ class Registries:
         """All tags of a repository, from the first member that tells them. Raises RegistryError."""
         return self._first(repository, self._able("pull", "resolve"), lambda one: one.tags(repository))
 
-    def open_blob(self, repository: str, digest: str) -> Answer:
-        """A blob of which nothing but the digest is known."""
+    def open_blob(self, repository: str, digest: str, kind: str = "") -> Answer:
+        """A blob of which nothing but the digest is known; and its kind, where the registry is to be told of one."""
+        headers = {"Accept": f"{kind}, */*"} if kind else {}
 
         def ask(registry: Registry) -> Answer:
-            return registry.request("GET", f"/v2/{repository}/blobs/{digest}", registry.pull_scope(repository))
+            path, scope = f"/v2/{repository}/blobs/{digest}", registry.pull_scope(repository)
+            return registry.request("GET", path, scope, headers=headers)
 
         return self._first(digest, self._able("pull"), ask)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images against the policy. Called by who pulls, with the documents that are going to be pulled, and before anything
+"""Images against the policy. Called by the gate, with the documents that are going to be pulled, and before anything
 of them is stored: what is verified is a digest, and what is unpacked is of that digest.
 
 An index that is signed vouches for all below it. Where it is not, each of its manifests that is pulled has to be signed

@@ -20,6 +20,7 @@ from google.protobuf import any_pb2
 from system.scripted_registry import ScriptedRegistry, digest_of, tar
 
 from teu.api.cri.v1 import cri_pb2 as cri
+from teu.api.services.images.v1 import images_pb2
 from teu.api.types import platform_pb2
 from teu.api.types.transfer import imagestore_pb2, importexport_pb2, progress_pb2, registry_pb2, streaming_pb2
 from teu.containerd.core.errors import Cancelled, DataLoss, FailedPrecondition, InvalidArgument, NotFound, Unknown
@@ -294,6 +295,35 @@ def test_the_policy_is_asked_before_anything_is_stored(context: Context, tmp_pat
             server.manifest("app", amd["digest"].replace(":", "-") + ".sig", made.OCI_MANIFEST, manifest)
             await transfers.pull(server, platforms=[AMD64])
         assert [image.name for image in context.images.find(NS)] == ["i"]
+
+    run(context, test)
+
+
+@root_only
+def test_kubelets_images_are_read_again_when_something_is_stored(
+    context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not for each of its questions."""
+
+    async def test(transfers: Transfers) -> None:
+        images = cri_images.Images(transfers.parts, context.collector, "", [])
+        with ScriptedRegistry() as server:
+            server.image("app", "1", tar(("a", b"1")))
+            id = await images.pull(f"{server.address}/app:1", cri.AuthConfig())
+            name = f"{server.address}/app:1"
+        assert not images.at_hand
+        found = images.find(id)
+        assert found and found.tags == [name] and images.at_hand
+        with monkeypatch.context() as patch:
+            patch.setattr(type(context.images), "find", lambda *_: pytest.fail("it is read again"))
+            assert images.find(name) is images.find(id[:20]) is images.all()[id] is found
+        target = context.images.get("k8s.io", name).target
+        context.images.create("k8s.io", images_pb2.Image(name="other.test/b:2", target=target))
+        assert not images.at_hand
+        again = images.find(id)
+        assert again and sorted(again.tags) == sorted([name, "other.test/b:2"]) and images.at_hand
+        images.remove(id)
+        assert images.find(id) is None and images.find(name) is None
 
     run(context, test)
 
