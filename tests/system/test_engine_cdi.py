@@ -71,7 +71,8 @@ def ask(client: list[str], *arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_what_a_device_gives(real: list[str]) -> None:
     script = (
-        "head -c 2 /dev/house | od -x; ls -l /dev/house; env | sort; find /opt -type f | xargs ls -l; cat /opt/release"
+        "head -c 2 /dev/house | od -x; stat -c '%A %u %g %t %T' /dev/house; env | sort; "
+        "find /opt -type f | xargs ls -l; cat /opt/release"
     )
     found = []
     for client in (real, TEUD):

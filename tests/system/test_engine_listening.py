@@ -22,7 +22,7 @@ import pytest
 import whole
 
 TREE = Path(__file__).resolve().parents[2]
-TEU = str(TREE / "bin/teu") if (TREE / "bin/teu").exists() else "/usr/bin/teu"
+TEU = "/usr/bin/teu"
 PORT = 12376
 PLACE = Path("/run/systemd/system/teud.socket.d/test.conf")
 SETTINGS = Path("/etc/teu/teud.yaml.d/test-listening.yaml")

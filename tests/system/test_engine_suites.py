@@ -345,7 +345,8 @@ def test_archives_that_are_not_as_they_should_be(both: tuple[Daemon, Daemon], ar
 
 @pytest.mark.parametrize("readonly", [True, False], ids=["read-only", "writable"])
 def test_where_files_may_go(both: tuple[Daemon, Daemon], readonly: bool) -> None:
-    """It is the place that counts, not the way there; and it counts before there is anything to write."""
+    """It is the place that counts, not the way there; and it counts before there is anything to write. For docker 26 a
+    place that takes no files is a fault of its own, 500."""
     paths = (
         "/tmp",
         "/vol",
@@ -379,7 +380,10 @@ def test_where_files_may_go(both: tuple[Daemon, Daemon], readonly: bool) -> None
             Path("/srv", left).unlink(missing_ok=True)
         return answers
 
-    same(both, work)
+    ours, theirs = map(work, both)
+    if docker_words.older():
+        theirs = [(path, 400 if status == 500 else status, words) for path, status, words in theirs]
+    assert ours == theirs
 
 
 def test_an_archive_keeps_its_owners(both: tuple[Daemon, Daemon]) -> None:
@@ -783,10 +787,9 @@ def test_clients_of_old_versions(both: tuple[Daemon, Daemon]) -> None:
         info = daemon.json("GET", "/info", version="1.24")
         with daemon.container("true", start=False, version="1.39") as identity:
             mode = inspected(daemon, identity)["HostConfig"]["IpcMode"]
-        return info["ExecutionDriver"], "seccomp" in info["SecurityOptions"], mode
+        return "seccomp" in info["SecurityOptions"], mode
 
-    assert same(both, work) == ("<not supported>", True, "shareable")
-    assert same(both, lambda daemon: "ExecutionDriver" in daemon.json("GET", "/info")) is False
+    assert same(both, work) == (True, "shareable")
 
 
 def test_a_policy_of_what_removes_itself(both: tuple[Daemon, Daemon]) -> None:

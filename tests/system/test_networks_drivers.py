@@ -415,11 +415,25 @@ def talk(side: Side) -> dict[str, Any]:
     return result
 
 
+# What docker 28 asks twice in a row for each network. Nothing happens in between, so that the answer is the same.
+ASKED_TWICE = ("IpamDriver.GetDefaultAddressSpaces", None)
+# What docker 28 tells its own bridge driver of its own proxy, and every plugin with it.
+OF_ITS_BRIDGE = "com.docker.network.driver.private.no_proxy_6to4"
+
+
 @pytest.mark.needs("fast", "docker", "trixie")
 @pytest.mark.timeout(240)
 def test_a_plugin_is_asked_as_docker_asks_it(sides: tuple[Side, Side]) -> None:
     docker, ours = (talk(side) for side in sides)
     for step, wanted in docker.items():
+        for method, body in wanted if isinstance(wanted, list) else ():
+            if method == "NetworkDriver.CreateNetwork" and docker_words.older():  # it knows no network without IPv4
+                body["Options"] = {"com.docker.network.enable_ipv4": True, **body["Options"]}
+            if method == "NetworkDriver.ProgramExternalConnectivity":
+                body["Options"].pop(OF_ITS_BRIDGE, None)
+        if isinstance(wanted, list) and ASKED_TWICE in wanted and not docker_words.older():
+            assert wanted.count(ASKED_TWICE) == 2
+            wanted.remove(ASKED_TWICE)
         assert ours[step] == wanted, step
 
 

@@ -17,6 +17,8 @@ from teu.config import ConfigError, load
 from teu.engine import config
 from teu.engine.containers.network_settings import HostPort
 from teu.engine.core.errors import BadRequest, EngineError
+from teu.engine.networks import outward
+from teu.engine.networks.drivers import bridge
 from teu.engine.networks.options import OPTION_ENABLED, OPTION_TALK
 from teu.linux import forwarding, netlink, nftables
 
@@ -116,6 +118,40 @@ ip: 127.0.0.1
     assert shown["EnableIPv6"] is True
     assert shown["Options"]["com.docker.network.bridge.host_binding_ipv4"] == "127.0.0.1"  # type: ignore[index,call-overload]
     assert one.network_settings.shown()["GlobalIPv6Address"] == "fd00:9::1"
+
+
+def test_the_default_bridge_is_looked_at_before_its_first_use(begin: Begin, tmp_path: Path) -> None:
+    engine = begin("ipv6: true")
+    network = engine.networks.get("bridge")
+    assert not network.pools and not engine.endpoints.kernel.socket().link("teu0")
+    shown: Any = engine.networks.describe(network)
+    assert [sorted(one) for one in shown["IPAM"]["Config"]] == [["Gateway", "Subnet"]] * 2
+    assert shown["Options"]["com.docker.network.driver.mtu"] == "1500"
+    assert not engine.endpoints.kernel.socket().link("teu0")  # it is not made for that
+    engine = begin("ipv6: true")
+    assert engine.networks.describe(engine.networks.get("bridge"))["IPAM"] == shown["IPAM"]
+    one = container(engine, tmp_path, 1)
+    start(engine, one)
+    assert one.network_settings.networks["bridge"].gateway == shown["IPAM"]["Config"][0]["Gateway"]
+
+
+def test_a_look_changes_nothing_of_what_is_in_use(
+    begin: Begin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the host has not all that it is to have."""
+    monkeypatch.setattr(bridge, "_has_ipv6", lambda: False)
+    monkeypatch.setattr(outward, "host_has_ipv6", lambda: False)
+    engine = begin("bip: 10.9.0.1/24\nipv6: true")
+    one, two = container(engine, tmp_path, 1), container(engine, tmp_path, 2)
+    start(engine, one)
+    network = engine.networks.get("bridge")
+    subnets, pools = list(network.record.subnets), network.pools
+    assert network.missing() == [6]
+    for _ in range(3):
+        engine.networks.describe(network)
+    assert network.record.subnets == subnets and network.pools is pools
+    start(engine, two)
+    assert one.network_settings.networks["bridge"].address != two.network_settings.networks["bridge"].address
 
 
 def test_another_subnet_with_the_next_start(begin: Begin, tmp_path: Path) -> None:

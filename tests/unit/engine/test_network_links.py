@@ -97,7 +97,7 @@ def test_names_and_environment(engine: Engine, tmp_path: Path) -> None:
     assert f"{address}\tmy-db h1 c1\n" in Path(web.directory, "hosts").read_text()
     told = engine.endpoints.links.environment(web)
     for entry in (
-        f"MY_DB_PORT=udp://{address}:53",
+        f"MY_DB_PORT=tcp://{address}:80",
         f"MY_DB_PORT_80_TCP=tcp://{address}:80",
         f"MY_DB_PORT_80_TCP_ADDR={address}",
         "MY_DB_PORT_53_UDP_PORT=53",

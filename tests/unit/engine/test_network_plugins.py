@@ -237,7 +237,11 @@ def test_the_whole_dialogue(engine: Engine, plugin: Plugin, tmp_path: Path) -> N
     assert plugin.of("NetworkDriver.CreateNetwork") == [
         {
             "NetworkID": network.id,
-            "Options": {"com.docker.network.enable_ipv6": False, "com.docker.network.generic": {"a": "b"}},
+            "Options": {
+                "com.docker.network.enable_ipv4": True,
+                "com.docker.network.enable_ipv6": False,
+                "com.docker.network.generic": {"a": "b"},
+            },
             "IPv4Data": [{"AddressSpace": "LocalDefault", "Gateway": "192.0.2.254/24", "Pool": "192.0.2.0/24"}],
             "IPv6Data": [],
         }

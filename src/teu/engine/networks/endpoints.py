@@ -333,8 +333,8 @@ class Endpoints:
             container.name,
             bool(own_mac),
             options,
-            tuple(map(parse_port, container.config.exposed_ports or ())),
-            tuple(bindings(container.host_config, container.config.exposed_ports or ())),
+            tuple(map(parse_port, container.config.exposed)),
+            tuple(bindings(container.host_config, container.config.exposed)),
         )
         plug = driver.attach(network, endpoint, on, active.namespace, wish, inner)
         endpoint = active.endpoints[-1] = _plugged(endpoint, plug)
@@ -709,7 +709,7 @@ class Endpoints:
             try:
                 with netns.run_in(active.namespace, netlink.Socket) as inner:
                     self._outward.lead(container, active, inner, anew=True)
-                if host.port_bindings and not active.published:
+                if host.published and not active.published:
                     raise Conflict(f"none of the networks of container {container.name} publishes ports")
             except BaseException:
                 container.config, container.host_config = before

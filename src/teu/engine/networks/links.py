@@ -179,10 +179,10 @@ def openings(own: Endpoint, linked: Linked) -> list[firewall.Opening]:
 
 
 def _ports(container: Container) -> list[tuple[int, str]]:
-    """Those that it exposes or publishes, by number, of equals the one of TCP first."""
+    """Those that it exposes or publishes: first those of TCP, then by protocol, and by number."""
     host = container.host_config
-    known = {parse_port(key) for key in (*(container.config.exposed_ports or {}), *(host.port_bindings or {}))}
-    return sorted(known, key=lambda one: (one[0], one[1] != "tcp", one[1]))
+    known = {parse_port(key) for key in (*container.config.exposed, *host.published)}
+    return sorted(known, key=lambda one: (one[1] != "tcp", one[1], one[0]))
 
 
 def _variables(container: Container, linked: Linked) -> list[str]:

@@ -7,6 +7,7 @@ requests.py; the attachment of containers is in endpoints.py, and how it is made
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection
 from contextlib import suppress
 from ipaddress import ip_address, ip_network
@@ -17,6 +18,7 @@ from teu.engine.core.fields import SubnetAsked
 from teu.engine.core.managed import KNOWN
 from teu.engine.networks import ipam, requests
 from teu.engine.networks.model import OWN_IPAM, PREDEFINED, Network
+from teu.engine.networks.options import SHOWN_OF_BRIDGE
 from teu.engine.networks.records import NetworkRecord, Subnet
 
 if TYPE_CHECKING:
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
     from teu.engine.networks.endpoints import Endpoints
     from teu.engine.networks.store import Store
     from teu.oci.jsontext import Json
+
+log = logging.getLogger("teu.engine")
 
 
 class Networks:
@@ -57,11 +61,13 @@ class Networks:
 
     def describe(self, network: Network, containers: bool = True) -> dict[str, Json]:
         """The API's form of a network."""
+        if network.name == "bridge" and not network.damage and not network.pools:
+            self._address(network)
         result = network.record.shown()
         if isinstance(ipam := result["IPAM"], dict) and not ipam["Config"]:
             ipam["Config"] = None  # as with docker, of host and none
         if network.name == "bridge":
-            result["Options"] = network.options
+            result["Options"] = {**SHOWN_OF_BRIDGE, **network.options}
         members: dict[str, Json] = {}
         if containers:
             for container in self._containers.all():
@@ -81,6 +87,16 @@ class Networks:
         if network.damage:
             result["Status"] = {"Error": network.damage}
         return result
+
+    def _address(self, network: Network) -> None:
+        """The default bridge is looked at before its first use: it says which addresses it is about to have, as
+        docker's does."""
+        try:
+            with self._store.lock:
+                if not network.pools:  # else somebody may be on it
+                    self._store.address(network, self._endpoints.kernel.socket().routes)
+        except (EngineError, OSError) as error:  # who uses it is told
+            log.warning("network bridge has no subnets: %s", error)
 
     def create(self, asked: NetworkAsked) -> tuple[Network, str]:
         """POST /networks/create: the network, and a warning. Raises BadRequest, Forbidden, NotFound, Conflict."""

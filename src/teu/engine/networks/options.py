@@ -38,6 +38,15 @@ OPTION_INTERNAL = "com.docker.network.internal"
 OPTION_MTU = "com.docker.network.driver.mtu"
 OPTION_PREFIX = "com.docker.network.container_iface_prefix"
 OPTION_DEFAULT = "com.docker.network.bridge.default_bridge"  # what inspect says of docker0; people copy it
+SHOWN_OF_BRIDGE = {
+    OPTION_DEFAULT: "true",
+    OPTION_TALK: "true",
+    OPTION_MASQUERADE: "true",
+    OPTION_BINDING: "0.0.0.0",
+    OPTION_BRIDGE: "",
+    OPTION_MTU: "1500",
+}
+"""What inspect says of the default bridge where teud.yaml says nothing else, as docker does: clients read its MTU."""
 
 MODES = ("nat", "nat-unprotected", "routed", "isolated")
 TRUE, FALSE = ("1", "t", "T", "TRUE", "true", "True"), ("0", "f", "F", "FALSE", "false", "False")

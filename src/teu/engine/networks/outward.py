@@ -186,7 +186,7 @@ class Outward:
         published is refused; else it is logged, and the rest goes on."""
         ways = [one for one in (active.outward, active.outward6) if one is not None]
         silent = [one for one in ways if not self._drivers[one.driver].publishes]
-        if silent and container.host_config.port_bindings:
+        if silent and container.host_config.published:
             log.warning(
                 "container %s: the driver %s publishes no ports; it is reached at its own address",
                 container.name,
@@ -196,7 +196,7 @@ class Outward:
         active.routed = self._beside(active)
         if len(silent) == len(ways) and not active.routed:
             return
-        exposed = {canonical(key): value for key, value in (container.config.exposed_ports or {}).items()}
+        exposed = {canonical(key): value for key, value in container.config.exposed.items()}
         shown: dict[str, list[HostPort] | None] = dict.fromkeys(exposed)
         open_ = {*active.published}
         for group in together(bindings(container.host_config, exposed)):

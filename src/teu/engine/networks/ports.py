@@ -100,7 +100,7 @@ def check_sources(host_config: HostConfig) -> None:
 def bindings(host_config: HostConfig, exposed: Iterable[str]) -> list[Binding]:
     """All bindings of a container's HostConfig. Raises BadRequest."""
     result = []
-    asked = host_config.port_bindings or {}
+    asked = host_config.published
     for key, entries in asked.items():
         port, protocol = parse_port(key)
         for entry in entries or [PortBinding()]:

@@ -11,17 +11,17 @@ from __future__ import annotations
 import json
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
 from teu.engine.core.errors import BadRequest, EngineError, NotFound
-from teu.engine.networks import records
+from teu.engine.networks import ipam, records
 from teu.engine.networks.ipam import Range, Source
 from teu.engine.networks.model import PREDEFINED, Network
 from teu.engine.networks.options import Defaults
-from teu.engine.networks.records import NetworkRecord
+from teu.engine.networks.records import NetworkRecord, Subnet
 
 if TYPE_CHECKING:
     from teu.engine.core.database import Database
@@ -96,6 +96,17 @@ class Store:
             self.defaults.settle(network.record)
             network.addressed()
             self.save(network)
+
+    def address(self, network: Network, routes: Callable[[int], Iterable[Range]]) -> None:
+        """Choose the subnets that the default bridge is to have and has not; nobody is on it. `routes`: the host's, of
+        a family. Raises EngineError where all are taken."""
+        if not (missing := network.missing()):
+            return
+        for version in missing:
+            subnet = ipam.choose_subnet([*self.subnets(), *routes(version)], version, self.sources)
+            network.record.subnets.append(Subnet(str(subnet), str(ipam.first_host(subnet))))
+        network.addressed()
+        self.save(network)
 
     def _read(self) -> list[Network]:
         """All records, the good ones first: nobody else gets their ids."""

@@ -40,7 +40,7 @@ def check(
     has_own = mode not in ("host", "none") and not mode.startswith("container:")
     if container.config.mac_address and version < (1, 44) and not has_own:
         raise BadRequest("conflicting options: mac-address and the network mode")  # later ones warn, and go on
-    exposed = container.config.exposed_ports or {}
+    exposed = container.config.exposed
     for key in exposed:
         parse_port(key)
     bindings(host_config, exposed)
@@ -53,7 +53,7 @@ def check(
         with contextlib.suppress(NotFound):
             host_config.network_mode = f"container:{containers.get(mode.partition(':')[2]).id}"
         return
-    if mode == "host" and host_config.port_bindings and warnings is not None:
+    if mode == "host" and host_config.published and warnings is not None:
         told = "Published ports are discarded when using host network mode"
         warnings += [told] if told not in warnings else []
     if container.config.network_disabled:

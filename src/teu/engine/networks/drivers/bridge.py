@@ -26,13 +26,12 @@ from ipaddress import IPv6Address, ip_address
 from typing import TYPE_CHECKING
 
 from teu.engine.core.errors import BadRequest, EngineError, Forbidden
-from teu.engine.networks import firewall, hostfirewall, ipam
+from teu.engine.networks import firewall, hostfirewall
 from teu.engine.networks.drivers.driver import Context, Plug, Wish
 from teu.engine.networks.drivers.occupancy import Occupancy
 from teu.engine.networks.ipam import Address
 from teu.engine.networks.model import Endpoint, Network
 from teu.engine.networks.options import OPTION_BRIDGE, check_bridge
-from teu.engine.networks.records import Subnet
 from teu.linux import forwarding, nftables
 from teu.linux.forwarding import Marker, forwards
 from teu.systemd import firewalld
@@ -193,8 +192,8 @@ class Bridge:
         self._recover_links(network)
 
     def _choose_subnets(self, network: Network) -> None:
-        """Of the default bridge, which gets its subnets when it is used first; and none of a family that the host has
-        not."""
+        """Of the default bridge, which gets its subnets when it is used or looked at first; and none of a family that
+        the host has not."""
         if not network.is_user_defined and not self._on_network(network):
             self._store.settle(network)
         if not _has_ipv6() and network.record.ipv6:
@@ -204,13 +203,8 @@ class Bridge:
             )
             if not network.pools and network.record.subnets:
                 raise EngineError(f"network {network.name} has IPv6 alone, and this host has none")
-        elif network.missing() and not network.is_user_defined:
-            for version in network.missing():
-                taken = [*self._store.subnets(), *self._kernel.socket().routes(version)]
-                subnet = ipam.choose_subnet(taken, version, self._store.sources)
-                network.record.subnets.append(Subnet(str(subnet), str(ipam.first_host(subnet))))
-            network.addressed()
-            self._store.save(network)
+        elif not network.is_user_defined:
+            self._store.address(network, self._kernel.socket().routes)
 
     def _forget_addresses(self, network: Network, index: int) -> None:
         """Of the default bridge: those that it had before teud.yaml gave it others."""

@@ -281,10 +281,8 @@ class Remote:
 
 
 def general(options: dict[str, str], ipv4: bool, ipv6: bool, internal: bool) -> dict[str, Json]:
-    """Options of CreateNetwork. Those of networks without IPv4 are newer than Debian's docker."""
-    result: dict[str, Json] = {OPTION_ENABLED[6]: ipv6, GENERIC: dict(options)}
-    if not ipv4:
-        result[OPTION_ENABLED[4]] = False
+    """Options of CreateNetwork, as docker 28 has them."""
+    result: dict[str, Json] = {OPTION_ENABLED[4]: ipv4, OPTION_ENABLED[6]: ipv6, GENERIC: dict(options)}
     if internal:
         result[OPTION_INTERNAL] = True
     return result
