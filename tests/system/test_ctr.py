@@ -36,7 +36,7 @@ class Side:
         self.run_flags = ["--runtime", "io.containerd.runc.v2"] if name == "debian" else []
 
     def argv(self, program: str, *words: str) -> list[str]:
-        given = peers.as_of_1_7(words) if program == "ctr" else words
+        given = peers.as_of_ours(words) if program == "ctr" else words
         return [program, "--address", self.address, "-n", NAMESPACE, *given]
 
     def ctr(self, *words: str, code: int | None = 0, stdin: str | None = None) -> str:
@@ -368,6 +368,7 @@ def test_a_daemon_that_is_not_there() -> None:
 
 # Done by ctr in one namespace and by teu-ctr in another, on the same daemon: NAMESPACE, ARCHIVE, FOLDER are filled in,
 # FIRST and LAYER are the digests of the image's manifest and layer, CHAIN its snapshot. `<TEXT` feeds standard input.
+# What nothing refers to may be collected between any two lines.
 STORY = """
 namespaces create extra-NAMESPACE a=b c=d
 namespaces label extra-NAMESPACE a= e=f
@@ -422,6 +423,7 @@ content ls digest==FIRST
 content ls -q labels.none
 content ls digest=x
 content ingest one <hello
+content label sha256:2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824 containerd.io/gc.root=now
 content ingest --expected-size x three <hello
 content active
 content ingest
@@ -549,7 +551,7 @@ def test_a_story_told_by_both(side: Side, tmp_path: Path) -> None:
             words, _, stdin = line.partition(" <")
             for name, value in fill.items():
                 words = words.replace(name, value)
-            given = peers.as_of_1_7(shlex.split(words)) if program == "ctr" else shlex.split(words)
+            given = peers.as_of_ours(shlex.split(words)) if program == "ctr" else shlex.split(words)
             argv = [program, "--address", side.address, "-n", namespace, *given]
             done = peers.run(*argv, code=None, stdin=stdin or None, timeout=30)
             if done.stdout.startswith("Incorrect Usage"):

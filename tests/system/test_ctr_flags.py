@@ -33,7 +33,7 @@ def call(program: str, *words: str, code: int | None = 0, env: dict[str, str] | 
         # Debian's ctr asks for CPU shares by default, which not every lab's cgroups can do
         words = ("run", "--cpu-shares", "0", *words[1:])
     if program == "ctr":
-        words = tuple(peers.as_of_1_7(words))
+        words = tuple(peers.as_of_ours(words))
     return peers.run(program, "-a", OURS, "-n", SPACES[program], *words, code=code, env=env)
 
 

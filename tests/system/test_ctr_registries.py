@@ -124,7 +124,7 @@ def houses(teu: Side, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hous
 
 def asked(program: str, side: Side, *words: str, space: str = SPACE) -> list[str]:
     """The whole command line of `ctr` or `teu-ctr`."""
-    return [program, "-a", side.address, "-n", space, *(peers.as_of_1_7(words) if program == "ctr" else words)]
+    return [program, "-a", side.address, "-n", space, *(peers.as_of_ours(words) if program == "ctr" else words)]
 
 
 def answers(side: Side, *words: str) -> dict[str, tuple[int, str]]:

@@ -21,7 +21,7 @@ from teu.ctr.output import aligned, show_json, table
 
 def version(ctr: Ctr, options: Options, operands: list[str]) -> None:
     if operands:
-        raise CommandError(f"extra arguments: [{' '.join(operands)}]")
+        raise CommandError(f"extra arguments: &[{' '.join(operands)}]")
     ctr.print(f"Client:\n  Version:  {__version__}\n  Revision: \n  Python version: {sys.version.split()[0]}\n")
     found = ctr.client.version.Version(Empty())
     ctr.print(f"Server:\n  Version:  {found.version}\n  Revision: {found.revision}")

@@ -324,9 +324,9 @@ def is_unpacked(client: Client, target: image_spec.Descriptor, snapshotter: str,
         return False
 
 
-def unpack(client: Client, manifest: image_spec.Manifest, snapshotter: str) -> str:
+def unpack(client: Client, manifest: image_spec.Manifest, snapshotter: str, sync_fs: bool = False) -> str:
     """Apply the layers of a manifest, each on a snapshot of the one below; returns the topmost snapshot's name.
-    Layers that are there already are left as they are."""
+    Layers that are there already are left as they are. `sync_fs`: each is on the disk before the next one."""
     config = image_config(client, manifest)
     diff_ids = config["rootfs"]["diff_ids"]
     chains = image_spec.chain_ids(diff_ids)
@@ -334,7 +334,7 @@ def unpack(client: Client, manifest: image_spec.Manifest, snapshotter: str) -> s
     for layer, diff_id, chain in zip(manifest.get("layers") or [], diff_ids, chains):
         client.hold(f"snapshots/{snapshotter}", chain)
         if not has_snapshot(client, snapshotter, chain):
-            apply_layer(client, layer, diff_id, chain, parent, snapshotter)
+            apply_layer(client, layer, diff_id, chain, parent, snapshotter, sync_fs)
         parent = chain
     if parent:
         set_labels(client, manifest["config"]["digest"], {f"{SNAPSHOT}.{snapshotter}": parent})
@@ -342,7 +342,13 @@ def unpack(client: Client, manifest: image_spec.Manifest, snapshotter: str) -> s
 
 
 def apply_layer(
-    client: Client, layer: image_spec.Descriptor, diff_id: str, chain: str, parent: str, snapshotter: str
+    client: Client,
+    layer: image_spec.Descriptor,
+    diff_id: str,
+    chain: str,
+    parent: str,
+    snapshotter: str,
+    sync_fs: bool,
 ) -> None:
     key = f"extract-{time.time_ns() % 1_000_000_000}-{os.urandom(3).hex()} {chain}"
     labels = {"containerd.io/snapshot.ref": chain}
@@ -353,7 +359,8 @@ def apply_layer(
     except AlreadyExists:
         return  # a remote snapshotter has it
     try:
-        applied = client.diff.Apply(diff_pb2.ApplyRequest(diff=as_message(layer), mounts=mounts)).applied
+        request = diff_pb2.ApplyRequest(diff=as_message(layer), mounts=mounts, sync_fs=sync_fs)
+        applied = client.diff.Apply(request).applied
         if applied.digest != diff_id:
             raise CommandError(f"wrong diff id {applied.digest} of layer {layer['digest']}: {diff_id} expected")
         try:

@@ -181,6 +181,12 @@ def local_time(stamp: Timestamp) -> float:
     return float(stamp.seconds) + float(stamp.nanos) / 1e9
 
 
+def go_time(stamp: Timestamp) -> str:
+    """As Go prints a moment."""
+    digits = f".{stamp.nanos:09d}".rstrip("0") if stamp.nanos else ""
+    return time.strftime(f"%Y-%m-%d %H:%M:%S{digits} +0000 UTC", time.gmtime(stamp.seconds))
+
+
 def rfc3339(stamp: Timestamp) -> str:
     """With as many digits of a second as are needed, as Go's JSON has it."""
     text = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(stamp.seconds))

@@ -46,13 +46,14 @@ GROUPS = {
     "oci": ((), "OCI tools"),
     "sandboxes": (("sandbox", "sb", "s"), "Manage sandboxes"),
     "shim": ((), "Talk to a shim directly"),
+    "shim pprof": ((), "Profiles of a shim written in Go, by its debug socket"),
     "deprecations": ((), "What the daemon calls deprecated"),
 }
 
 # What all commands of a group have: given after the group's name, or among the command's own options.
 GROUP_FLAGS = {
     "snapshots": f"snapshotter string={SNAPSHOTTER} Snapshotter [$CONTAINERD_SNAPSHOTTER]",
-    "shim": "id string ID of the container",
+    "shim": "id string ID of the container\nshim-address string Where the shim listens (what its ID says)",
     "pprof": "debug-socket,d string=/run/containerd/debug.sock The daemon's debug socket",
 }
 
@@ -64,6 +65,7 @@ COMMANDS = {
     "run": ("run", (), "Run a container"),
     "install": ("install", (), "Install the programs that an image carries on this host"),
     "plugins list": ("about", ("ls",), "List plugins"),
+    "plugins inspect-runtime": ("runtimes", (), "Print what a runtime can do"),
     "deprecations list": ("about", ("ls",), "List warnings of deprecation"),
     "oci spec": ("about", (), "Print the default OCI specification"),
     "namespaces create": ("namespaces", ("c",), "Create a namespace"),
@@ -74,6 +76,7 @@ COMMANDS = {
     "images convert": ("convert", (), "Make another form of an image"),
     "images delete": ("images", ("del", "remove", "rm"), "Remove images"),
     "images export": ("transfer", (), "Write images to an archive"),
+    "images inspect": ("images", ("i",), "Print what an image consists of, as a tree"),
     "images import": ("transfer", (), "Read images from an archive"),
     "images label": ("images", (), "Set or clear labels"),
     "images list": ("images", ("ls",), "List images"),
@@ -142,6 +145,13 @@ COMMANDS = {
     "shim exec": ("shim", (), "Run a further process"),
     "shim start": ("shim", (), "Start the task"),
     "shim state": ("shim", (), "Print the state of the task"),
+    "shim shutdown": ("shim", (), "End the shim, where it has no container"),
+    "shim pprof block": ("pprof", (), "Where goroutines of the shim wait"),
+    "shim pprof goroutines": ("pprof", (), "The stacks of all goroutines of the shim"),
+    "shim pprof heap": ("pprof", (), "What the shim's memory is used for"),
+    "shim pprof profile": ("pprof", (), "Where the shim's time goes"),
+    "shim pprof threadcreate": ("pprof", (), "What made the shim's threads"),
+    "shim pprof trace": ("pprof", (), "A trace of what happens in the shim"),
 }
 
 

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images: list, check, tag, label, delete, prune, usage, mount, unmount. (pull, push, import, export: `transfer`.)"""
+"""Images: list, check, inspect, tag, label, delete, prune, usage, mount, unmount (the rest: `transfer`)."""
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 from typing import Any
@@ -10,13 +11,13 @@ from typing import Any
 from google.protobuf.field_mask_pb2 import FieldMask
 
 from teu.ctr import blobs
-from teu.ctr.client import Client, containers_pb2, snapshots_pb2
+from teu.ctr.client import Client, containers_pb2, content_pb2, go_time, snapshots_pb2
 from teu.ctr.client import images_pb2 as pb
 from teu.ctr.commands import SNAPSHOTTER, Command, Ctr, need
 from teu.ctr.errors import AlreadyExists, CommandError, NotFound
 from teu.ctr.flags import REGISTRY, Options
 from teu.ctr.output import Failures, binary, label_text, log, table
-from teu.oci import image_spec
+from teu.oci import image_spec, reference
 from teu.oci.labels import rooted
 
 SNAPSHOTTER_FLAG = f"snapshotter string={SNAPSHOTTER} Snapshotter [$CONTAINERD_SNAPSHOTTER]\n"
@@ -114,6 +115,12 @@ def tag(ctr: Ctr, options: Options, operands: list[str]) -> None:
     client = ctr.client
     image = blobs.get_image(client, source)
     for name in targets:
+        if not options["skip-reference-check"]:
+            try:
+                reference.parse(name)
+            except reference.ReferenceError_ as error:
+                told = f'error parsing reference: "{name}" is not a valid repository/tag {error}'
+                raise CommandError(told) from None
         copy = pb.Image(name=name, target=image.target, labels=image.labels)
         try:
             client.images.Create(pb.CreateImageRequest(image=copy))
@@ -123,6 +130,69 @@ def tag(ctr: Ctr, options: Options, operands: list[str]) -> None:
             client.images.Delete(pb.DeleteImageRequest(name=name))
             client.images.Create(pb.CreateImageRequest(image=copy))
         ctr.print(name)
+
+
+def inspect(ctr: Ctr, options: Options, operands: list[str]) -> None:
+    """An image as a tree: what it is, and what each manifest, configuration and layer of it is."""
+    image = blobs.get_image(ctr.client, [*operands, ""][0])
+    ctr.print(image.name)
+    for name, moment in (("Created", image.created_at), ("Updated", image.updated_at)):
+        ctr.print(f"│    {name}: {go_time(moment)}")
+    for key, value in sorted(image.labels.items()):
+        ctr.print(f"│    Label {json.dumps(key)}: {json.dumps(value)}")
+    _Tree(ctr, options["content"]).show(blobs.as_json(image.target), "└── ", "    ")
+
+
+class _Tree:
+    """What an image consists of, line by line. `content`: with labels, and with what is in documents."""
+
+    def __init__(self, ctr: Ctr, content: bool) -> None:
+        self._ctr = ctr
+        self._content = content
+
+    def show(self, target: image_spec.Descriptor, first: str, rest: str) -> None:
+        """A manifest or an index and all below it; `first`, `rest`: before its first line, and before the others."""
+        self._line(first, target)
+        platform = target.get("platform") or {}
+        if platform.get("architecture"):
+            words = [str(platform.get(key) or "") for key in ("os", "architecture", "variant")]
+            self._ctr.print(f"{rest}│    Platform: {'/'.join(filter(None, words))}")
+        if not blobs.exists(self._ctr.client, target["digest"]):
+            self._ctr.print(f"{rest}└──  Content does not exist locally, skipping")
+            return
+        self._inside(target, f"{rest}│   ")
+        document = blobs.document(self._ctr.client, target)
+        if target["mediaType"] in image_spec.INDEXES:
+            entries = document.get("manifests") or []
+            for number, entry in enumerate(entries, 1):
+                last = number == len(entries)
+                self.show(entry, rest + ("└── " if last else "├── "), rest + ("    " if last else "│   "))
+        elif target["mediaType"] in image_spec.MANIFESTS:
+            layers = document.get("layers") or []
+            self._line(rest + ("├── " if layers else "└── "), document["config"])
+            self._inside(document["config"], rest + ("│   " if layers else "    "))
+            for number, layer in enumerate(layers, 1):
+                self._line(rest + ("└── " if number == len(layers) else "├── "), layer)
+
+    def _line(self, before: str, one: image_spec.Descriptor) -> None:
+        self._ctr.print(f"{before}{one['mediaType']} @{one['digest']} ({one['size']} bytes)")
+
+    def _inside(self, one: image_spec.Descriptor, before: str) -> None:
+        if not self._content:
+            return
+        client = self._ctr.client
+        labels = client.content.Info(content_pb2.InfoRequest(digest=one["digest"])).info.labels
+        told = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in sorted(labels.items())]
+        self._box("Labels─", before, told)
+        if one["mediaType"].endswith("json"):
+            found = json.loads(b"".join(blobs.read(client, one["digest"])))
+            self._box("Content", before, json.dumps(found, indent=3, ensure_ascii=False).split("\n"))
+
+    def _box(self, title: str, before: str, lines: list[str]) -> None:
+        if lines:
+            edge = "─" * 8
+            middle = [f"{before}│{line}" for line in lines]
+            self._ctr.print("\n".join([f"{before}┌{edge}{title}{edge}", *middle, f"{before}└{'─' * 23}"]))
 
 
 def label(ctr: Ctr, options: Options, operands: list[str]) -> None:
@@ -221,7 +291,7 @@ def mount(ctr: Ctr, options: Options, operands: list[str]) -> None:
     image = blobs.get_image(client, name)
     _, manifest = blobs.manifests(client, blobs.as_json(image.target), options["platform"])[0]
     with client.leased():
-        chain = blobs.unpack(client, manifest, snapshotter)
+        chain = blobs.unpack(client, manifest, snapshotter, options["sync-fs"])
         prepare = client.snapshots.Prepare if options["rw"] else client.snapshots.View
         request = snapshots_pb2.PrepareSnapshotRequest if options["rw"] else snapshots_pb2.ViewSnapshotRequest
         labels = rooted()
@@ -267,8 +337,10 @@ COMMANDS = {
         """
 force  bool  Let the name point to this image though it is taken
 local  bool  Accepted for ctr's sake
+skip-reference-check  bool  Take any name, also one that is no reference
 """,
     ),
+    "images inspect": Command(inspect, "<image> [flags]", "content bool Show labels, and what is in documents"),
     "images label": Command(label, "[flags] <name> [<key>=<value>, ...]", "replace-all,r bool Drop all other labels"),
     "images delete": Command(
         delete, "[flags] <ref> [<ref>, ...]", "sync bool Wait until the garbage collector has removed what it kept"
@@ -284,6 +356,7 @@ local  bool  Accepted for ctr's sake
 label     strings  Accepted for ctr's sake
 rw        bool     Writable
 platform  string   Platform, OS/ARCH[/VARIANT]
+sync-fs   bool     Each layer is on the disk before the next one is unpacked
 """,
     ),
     "images unmount": Command(

@@ -74,7 +74,7 @@ def dispatch(argv: list[str]) -> int:
             sys.stdout.write(help_text(name) + "\n")
             return 0
     except Usage as error:
-        sys.stdout.write(f"Incorrect Usage{':' if name in COMMANDS else '.'} {error}\n\n{help_text(name)}\n\n")
+        sys.stdout.write(f"Incorrect Usage: {error}\n\n{help_text(name)}\n\n")
         raise CommandError(str(error)) from None
     for option in above.changed - given.changed:
         given[option] = above[option]

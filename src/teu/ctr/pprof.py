@@ -1,24 +1,34 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`pprof`: profiles of containerd by its debug socket, as net/http/pprof of Go serves them. teu-containerd is not
-written in Go and serves none: the socket to give is one of a real containerd."""
+"""`pprof` and `shim pprof`: profiles of containerd, or of a shim, by its debug socket, as net/http/pprof of Go serves
+them. teu-containerd and its shim are not written in Go and serve none: what is asked is a real containerd, or a shim of
+it that was started with debug."""
 
 from __future__ import annotations
 
 import functools
 import http.client
+import os
 import socket
 import sys
 
 from teu.ctr.commands import Command, Ctr
 from teu.ctr.errors import CommandError
 from teu.ctr.flags import Options
+from teu.ctr.shim import socket_of
+
+
+def of_shim(ctr: Ctr, options: Options) -> str:
+    """The debug socket of a shim, by containerd's rule."""
+    if not options["id"]:
+        raise CommandError("container id must be provided")
+    return socket_of(os.path.join(ctr.options["address"], ctr.namespace, options["id"], "debug"))
 
 
 def show(profile: str, ctr: Ctr, options: Options, operands: list[str]) -> None:
     query = f"debug={options['debug']}"
     if "seconds" in options:
         query = f"seconds={options['seconds']:g}&{query}"
-    path, url = options["debug-socket"], f"/debug/pprof/{profile}?{query}"
+    path, url = options.get("debug-socket") or of_shim(ctr, options), f"/debug/pprof/{profile}?{query}"
     connection = http.client.HTTPConnection(".")
     connection.sock = socket.socket(socket.AF_UNIX)
     try:
@@ -42,7 +52,7 @@ def command(profile: str, debug: str, seconds: str = "") -> Command:
     return Command(functools.partial(show, profile), "[flags]", table)
 
 
-COMMANDS = {
+PROFILES = {
     "pprof block": command("block", ""),
     "pprof goroutines": command("goroutine", "=2"),
     "pprof heap": command("heap", ""),
@@ -50,3 +60,4 @@ COMMANDS = {
     "pprof threadcreate": command("threadcreate", ""),
     "pprof trace": command("trace", "", "5s"),
 }
+COMMANDS = {**PROFILES, **{f"shim {name}": each for name, each in PROFILES.items()}}

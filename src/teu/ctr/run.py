@@ -124,7 +124,7 @@ def make_from_image(
     snapshotter, key = options["snapshotter"], container.id
     _, manifest = blobs.manifests(client, blobs.as_json(image.target), options["platform"])[0]
     config = blobs.image_config(client, manifest).get("config") or {}
-    parent = blobs.unpack(client, manifest, snapshotter)
+    parent = blobs.unpack(client, manifest, snapshotter, options.get("sync-fs", False))
     for label, value in (config.get("Labels") or {}).items():
         container.labels[label] = value
     container.labels["io.containerd.image.config.stop-signal"] = config.get("StopSignal") or "SIGTERM"
@@ -291,6 +291,7 @@ RUN_FLAGS = (
 rm           bool     Remove the container when it has ended
 detach,d     bool     Do not wait for it
 cni          bool     Network by the CNI plugins and configuration of this host
+sync-fs      bool     Each layer is on the disk before the next one is unpacked
 """
 )
 COMMANDS = {

@@ -22,6 +22,12 @@ from teu.ttrpc import client as ttrpc
 from teu.ttrpc.status import StatusError
 
 SERVICES = ("containerd.task.v2.Task", "containerd.task.v3.Task")
+VERSIONS = (2, 3)
+
+
+def socket_of(path: str, folder: str = "/run/containerd/s") -> str:
+    """Where a shim listens by containerd's rule: of the path of the daemon's socket, the namespace and the id."""
+    return f"{folder}/{hashlib.sha256(path.encode()).hexdigest()}"
 
 
 def address_of(ctr: Ctr, identity: str) -> str:
@@ -35,25 +41,29 @@ def address_of(ctr: Ctr, identity: str) -> str:
                 text = path.read_text().strip()
                 return str(jsontext.loads(text)["address"]) if text.startswith("{") else text
     rule = os.path.join(ctr.options["address"], ctr.namespace, identity)
-    for folder in ("/run/containerd/s", "/run/teu/s"):
-        path = Path(folder) / hashlib.sha256(rule.encode()).hexdigest()
-        if path.exists():
-            return f"unix://{path}"
-    raise CommandError(f"fail to connect to container {identity}'s shim")
+    tried = [socket_of(rule, folder) for folder in ("/run/containerd/s", "/run/teu/s")]
+    for place in tried:
+        if Path(place).exists():
+            return f"unix://{place}"
+    raise CommandError(f"fail to connect to container shim with sockets: [{' '.join(tried)}]")
 
 
-def call(ctr: Ctr, identity: str, *calls: tuple[str, dict[str, Any]]) -> list[dict[str, Any]]:
-    """Calls one after another on one connection, by the version of the task API that the shim speaks."""
+def call(ctr: Ctr, options: Options, *calls: tuple[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """Calls one after another on one connection, by the version of the task API that the shim speaks, or the one that
+    is asked for."""
+    asked = options["api-version"] if "api-version" in options.changed else 0
+    if asked and asked not in VERSIONS:
+        raise CommandError(f"unsupported api version {asked}")
 
     async def talk() -> list[dict[str, Any]]:
-        connection = await ttrpc.connect(address_of(ctr, identity))
+        connection = await ttrpc.connect(options["shim-address"] or address_of(ctr, options["id"]))
         results: list[dict[str, Any]] = []
-        service = SERVICES[0]
+        service = SERVICES[VERSIONS.index(asked) if asked else 0]
         for method, request in calls:
             try:
                 results.append(await connection.task(service, method, request))
             except StatusError as error:
-                if "service" not in str(error) or service == SERVICES[1] or results:
+                if asked or "service" not in str(error) or service == SERVICES[1] or results:
                     raise
                 service = SERVICES[1]
                 results.append(await connection.task(service, method, request))
@@ -67,15 +77,15 @@ def call(ctr: Ctr, identity: str, *calls: tuple[str, dict[str, Any]]) -> list[di
 
 
 def wanted(options: Options) -> str:
-    identity: str = options["id"]
-    if not identity:
-        raise CommandError("container id must be specified")
+    """The task's id, which is the shim's where a shim has one container."""
+    if not options["id"] and not options["shim-address"]:
+        raise CommandError("shim ID (--id) or address (--shim-address) must be specified")
+    identity: str = options.get("task-id") or options["id"]
     return identity
 
 
 def state(ctr: Ctr, options: Options, operands: list[str]) -> None:
-    identity = wanted(options)
-    found = call(ctr, identity, ("State", {"id": identity}))[0]
+    found = call(ctr, options, ("State", {"id": wanted(options)}))[0]
     shown = {}
     for key, value in found.items():
         if value in ("", None, 0, False, b""):
@@ -89,14 +99,17 @@ def state(ctr: Ctr, options: Options, operands: list[str]) -> None:
 
 
 def start(ctr: Ctr, options: Options, operands: list[str]) -> None:
-    identity = wanted(options)
-    call(ctr, identity, ("Start", {"id": identity}))
+    call(ctr, options, ("Start", {"id": wanted(options)}))
 
 
 def delete(ctr: Ctr, options: Options, operands: list[str]) -> None:
-    identity = wanted(options)
-    found = call(ctr, identity, ("Delete", {"id": identity}))[0]
+    found = call(ctr, options, ("Delete", {"id": wanted(options)}))[0]
     ctr.print(f"container deleted and returned exit status {found['exit_status']}")
+
+
+def shutdown(ctr: Ctr, options: Options, operands: list[str]) -> None:
+    """One that has a container goes on."""
+    call(ctr, options, ("Shutdown", {"id": wanted(options)}))
 
 
 def execute(ctr: Ctr, options: Options, operands: list[str]) -> int:
@@ -131,11 +144,11 @@ def execute(ctr: Ctr, options: Options, operands: list[str]) -> int:
     if options["attach"] and options["stdout"]:
         files.append(os.open(options["stdout"], os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC))
     target = {"id": identity, "exec_id": exec_id}
-    started = call(ctr, identity, ("Exec", request), ("Start", target))
+    started = call(ctr, options, ("Exec", request), ("Start", target))
     ctr.print(f"process running with pid {started[1]['pid']}")
     if not options["attach"]:
         return 0
-    status = int(call(ctr, identity, ("Wait", target))[0]["exit_status"])
+    status = int(call(ctr, options, ("Wait", target))[0]["exit_status"])
     for file in files:
         try:
             while data := os.read(file, 1 << 16):
@@ -146,8 +159,14 @@ def execute(ctr: Ctr, options: Options, operands: list[str]) -> int:
     return status
 
 
+API_VERSION = "api-version int=3 Speak this version of the task API, 2 or 3, and no other"
 COMMANDS = {
-    "shim state": Command(state, ""),
+    "shim state": Command(
+        state,
+        "[flags]",
+        f"task-id,t string Of this task, where the shim has several\n{API_VERSION}",
+    ),
+    "shim shutdown": Command(shutdown, "[flags]", API_VERSION),
     "shim start": Command(start, ""),
     "shim delete": Command(delete, ""),
     "shim exec": Command(

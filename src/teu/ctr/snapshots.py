@@ -210,12 +210,13 @@ def unpack(ctr: Ctr, options: Options, operands: list[str]) -> None:
         if target["digest"] == digest:
             _, manifest = blobs.manifests(client, target)[0]
             with client.leased():
-                blobs.unpack(client, manifest, options["snapshotter"])
+                blobs.unpack(client, manifest, options["snapshotter"], options["sync-fs"])
                 ctr.print(f"unpacking {digest} ({target['mediaType']})...done")
             return
     raise CommandError("manifest not found")
 
 
+SYNC_FS = "sync-fs bool Each layer is on the disk before the next one is unpacked"
 PREPARE = """
 target,t  string  Print the mount commands for this target
 mounts    bool    Print the mounts as JSON
@@ -241,5 +242,5 @@ keep        bool     Keep the blob
 label       strings  Label for the blob, KEY=VALUE
 """,
     ),
-    "snapshots unpack": Command(unpack, "[flags] <digest>", GROUP_FLAGS["snapshots"]),
+    "snapshots unpack": Command(unpack, "[flags] <digest>", f"{GROUP_FLAGS['snapshots']}\n{SYNC_FS}"),
 }

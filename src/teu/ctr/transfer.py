@@ -277,11 +277,16 @@ def fetch_image(ctr: Ctr, options: Options, text: str, extent: Extent = "image")
     return target
 
 
+def metadata(options: Options) -> Extent:
+    """Of an index all manifests and configurations are brought, as since ctr 2.0, but where that is not wanted."""
+    return "image" if options["skip-metadata"] and not options["all-metadata"] else "all-metadata"
+
+
 def pull(ctr: Ctr, options: Options, operands: list[str]) -> None:
     text = need(operands, "please provide an image reference to pull")[0]
     client = ctr.client
     with client.leased():
-        target = fetch_image(ctr, options, text, "all-metadata" if options["all-metadata"] else "image")
+        target = fetch_image(ctr, options, text, metadata(options))
         blobs.put_image(client, text, target, labels(options["label"]))
         started = time.monotonic_ns()
         wanted = blobs.platforms(client, target) if options["all-platforms"] else options["platform"]
@@ -289,7 +294,7 @@ def pull(ctr: Ctr, options: Options, operands: list[str]) -> None:
             ctr.print(f"unpacking {platform} {target['digest']}...")
             sys.stdout.flush()
             _, manifest = blobs.manifests(client, target, platform)[0]
-            chain = blobs.unpack(client, manifest, options["snapshotter"])
+            chain = blobs.unpack(client, manifest, options["snapshotter"], options["sync-fs"])
             if options["print-chainid"]:
                 ctr.print(f"image chain ID: {chain}")
     ctr.print(f"done: {duration_text(time.monotonic_ns() - started)}\t")
@@ -297,9 +302,7 @@ def pull(ctr: Ctr, options: Options, operands: list[str]) -> None:
 
 def fetch(ctr: Ctr, options: Options, operands: list[str]) -> None:
     text = need(operands, "image ref")[0]
-    extent: Extent = "all-metadata" if options["all-metadata"] else "image"
-    if options["metadata-only"]:
-        extent = "metadata"
+    extent = "metadata" if options["metadata-only"] else metadata(options)
     with ctr.client.leased():
         target = fetch_image(ctr, options, text, extent)
         blobs.put_image(ctr.client, text, target, labels(options["label"]))
@@ -449,7 +452,7 @@ def import_images(ctr: Ctr, options: Options, operands: list[str]) -> None:
         raise CommandError("--skip-digest-for-named must be specified with --digests option")
     if options["discard-unpacked-layers"] and options["no-unpack"]:
         raise CommandError("--discard-unpacked-layers and --no-unpack are incompatible options")
-    client = ctr.client
+    client, given = ctr.client, labels(options["label"]) if options["label"] else None
     source: BinaryIO = sys.stdin.buffer
     if path != "-":
         try:
@@ -459,10 +462,10 @@ def import_images(ctr: Ctr, options: Options, operands: list[str]) -> None:
     with client.leased():
         found = read_archive(client, source, path, options["compress-blobs"])
         if options["index-name"]:
-            blobs.put_image(client, options["index-name"], index_of(client, [image.target for image in found]))
+            blobs.put_image(client, options["index-name"], index_of(client, [image.target for image in found]), given)
         for image in found:
             for name in import_names(image, options):
-                blobs.put_image(client, name, image.target)
+                blobs.put_image(client, name, image.target, given)
                 if not options["no-unpack"]:
                     unpack_imported(ctr, options, name, image.target)
 
@@ -494,7 +497,7 @@ def unpack_imported(ctr: Ctr, options: Options, name: str, target: image_spec.De
     sys.stdout.write(f"unpacking {name} ({target['digest']})...")
     sys.stdout.flush()
     descriptor, manifest = blobs.manifests(client, target, options["platform"])[0]
-    blobs.unpack(client, manifest, options["snapshotter"])
+    blobs.unpack(client, manifest, options["snapshotter"], options["sync-fs"])
     if options["discard-unpacked-layers"]:
         references = blobs.reference_labels(descriptor, [manifest["config"], *manifest["layers"]])
         blobs.set_labels(client, descriptor["digest"], {key: "" for key in references if ".l." in key})
@@ -583,7 +586,7 @@ def fetch_blob(ctr: Ctr, options: Options, operands: list[str]) -> None:
     with registry_for(ctr, options, parsed) as registry:
         for digest in wanted:
             try:
-                answer = registry.open_blob(parsed.path, digest)
+                answer = registry.open_blob(parsed.path, digest, options["media-type"])
                 while data := answer.response.read(blobs.CHUNK):
                     sys.stdout.buffer.write(data)
             except distribution.RegistryError as error:
@@ -627,8 +630,10 @@ COMMANDS = {
         + PLATFORMS
         + """
 label          strings  Label for the image, KEY=VALUE
-all-metadata   bool     The manifests of all platforms too
+skip-metadata  bool     Only the manifests of the platforms that are pulled
+all-metadata   bool     The manifests of all platforms, which are pulled anyway
 print-chainid  bool     Print the name of the topmost snapshot
+sync-fs        bool     Each layer is on the disk before the next one is unpacked
 max-concurrent-downloads  int  So many parts at once
 local          bool     Accepted for ctr's sake
 """,
@@ -661,6 +666,8 @@ no-unpack      bool    Do not unpack
 local          bool    Accepted for ctr's sake
 compress-blobs bool    Compress layers without compression, of archives in docker's form
 discard-unpacked-layers  bool  Do not keep the layers once they are unpacked
+sync-fs        bool    Each layer is on the disk before the next one is unpacked
+label          strings Label for the images, KEY=VALUE
 """,
     ),
     "images export": Command(
@@ -680,11 +687,16 @@ local                      bool  Accepted for ctr's sake
         + PLATFORMS
         + """
 label          strings  Label for the image, KEY=VALUE
-all-metadata   bool     The manifests of all platforms too
+skip-metadata  bool     Only the manifests of the platforms that are fetched
+all-metadata   bool     The manifests of all platforms, which are fetched anyway
 metadata-only  bool     No layers
 """,
     ),
     "content fetch-object": Command(fetch_object, "[flags] <remote>", REGISTRY),
-    "content fetch-blob": Command(fetch_blob, "[flags] <remote> [<digest>, ...]", REGISTRY),
+    "content fetch-blob": Command(
+        fetch_blob,
+        "[flags] <remote> [<digest>, ...]",
+        REGISTRY + "media-type string Ask the registry for this type\n",
+    ),
     "content push-object": Command(push_object, "[flags] <remote> <object> <type>", REGISTRY),
 }

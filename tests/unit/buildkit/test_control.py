@@ -95,8 +95,14 @@ def test_a_failed_step_says_which_and_where(rig: Rig) -> None:
     source = next(one for one in error.details if isinstance(one, errdefs_pb2.Source))
     assert source.info.filename == "Dockerfile" and source.ranges[0].start.line == 2
     assert any(isinstance(one, errdefs_pb2.Vertex) for one in error.details)
+    assert not any(isinstance(one, errdefs_pb2.Frontend) for one in error.details), "the frontend had ended before"
     logs = b"".join(one.msg for response in rig.status("one") for one in response.logs)
     assert logs == b"it does not work\n"
+
+
+def test_what_fails_in_a_frontend_says_in_which(rig: Rig) -> None:
+    error = failed(rig.solve("one", Frontend="dockerfile.v0", FrontendAttrs={"target": "none"}).result)
+    assert error.details[-1] == errdefs_pb2.Frontend(name="dockerfile.v0")
 
 
 @pytest.mark.parametrize(
@@ -492,6 +498,7 @@ def test_a_frontend_in_an_image(rig: Rig) -> None:
     needs = {**options, "frontend.caps": "moby.buildkit.frontend.contexts"}
     error = failed(rig.solve("two", Frontend="gateway.v0", FrontendAttrs=needs).result)
     assert "unsupported frontend capability moby.buildkit.frontend.contexts" in error.message
+    assert error.details[-1] == errdefs_pb2.Frontend(name="gateway.v0", source="example.com/frontend:1")
 
 
 def test_a_hostile_frontend_may_not_use_regular_expressions_nor_go_on_for_ever(rig: Rig) -> None:

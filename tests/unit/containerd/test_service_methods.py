@@ -73,6 +73,9 @@ def test_health_is_that_of_each_service() -> None:
     with pytest.raises(NotFound, match="unknown service"):
         health.Check(health_pb2.HealthCheckRequest(service="other"), call(""))
 
+    listed = health.List(health_pb2.HealthListRequest(), call("")).statuses
+    assert {name: one.status for name, one in listed.items()} == {"": 1, "containerd.services.images.v1.Images": 1}
+
     async def first() -> Any:
         return await anext(health.Watch(health_pb2.HealthCheckRequest(service="other"), call("")))
 

@@ -19,10 +19,11 @@ pytest.importorskip("grpc")
 
 from memorydaemon import MemoryDaemon, Service, digest_of
 
+from teu.api.services.images.v1 import images_pb2
 from teu.api.services.introspection.v1 import introspection_pb2
 from teu.api.services.sandbox.v1 import sandbox_pb2
 from teu.api.types import descriptor_pb2, platform_pb2
-from teu.ctr import about, checkpoint, convert, leases, pprof, sandboxes, shim, transfer
+from teu.ctr import about, checkpoint, convert, images, leases, pprof, sandboxes, shim, transfer
 from teu.ctr.commands import Ctr
 from teu.ctr.errors import CommandError, NotFound
 from teu.ctr.flags import Options
@@ -167,6 +168,49 @@ def test_an_index_of_fewer_platforms_forgets_the_others(daemon: MemoryDaemon) ->
     assert convert.Converter(client, uncompress=False, to_oci=False, wanted=None).convert(index) is None
 
 
+# images -----------------------------------------------------------------------------------------------------
+
+
+def test_an_image_is_shown_as_a_tree(daemon: MemoryDaemon, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of a platform that is not here only what the index says of it."""
+    target = daemon.image("x", [b"one", b"two"], ("linux", "amd64"))
+    entries = [
+        {**target, "platform": {"os": "linux", "architecture": "amd64"}},
+        {**target, "digest": digest_of(b"away"), "platform": {"os": "linux", "architecture": "arm", "variant": "v7"}},
+    ]
+    data = json.dumps({"schemaVersion": 2, "mediaType": image_spec.OCI_INDEX, "manifests": entries}).encode()
+    index = descriptor_pb2.Descriptor(media_type=image_spec.OCI_INDEX, digest=daemon.blob(data), size=len(data))
+    daemon.image_store.kept["many"] = images_pb2.Image(name="many", target=index, labels={"a": "b"})
+    images.inspect(context(daemon), given({"content": False}), ["many"])
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[0] == "many" and shown[3] == '│    Label "a": "b"'
+    assert shown[4].startswith(f"└── {image_spec.OCI_INDEX} @{index.digest} (")
+    marks = [line[: len(line) - len(line.lstrip("│├└─ "))] for line in shown[5:]]
+    assert marks == [
+        "    ├── ",
+        "    │   │    ",
+        "    │   ├── ",
+        "    │   ├── ",
+        "    │   └── ",
+        "    └── ",
+        "        │    ",
+        "        └──  ",
+    ]
+    assert shown[6].endswith("Platform: linux/amd64") and shown[11].endswith("Platform: linux/arm/v7")
+    assert shown[12].endswith("Content does not exist locally, skipping")
+    images.inspect(context(daemon), given({"content": True}), ["many"])
+    assert '    │   │"mediaType"' in capsys.readouterr().out.replace('│   "', '│"')
+
+
+def test_names_are_references_where_nobody_says_otherwise(daemon: MemoryDaemon) -> None:
+    daemon.image("x", [b"one"], ("linux", "amd64"))
+    options = {"force": False, "skip-reference-check": False}
+    with pytest.raises(CommandError, match='error parsing reference: "not:a:name" is not a valid repository/tag'):
+        images.tag(context(daemon), given(options), ["x", "not:a:name"])
+    images.tag(context(daemon), given({**options, "skip-reference-check": True}), ["x", "not:a:name"])
+    assert "not:a:name" in daemon.image_store.kept
+
+
 # leases -----------------------------------------------------------------------------------------------------
 
 
@@ -228,9 +272,10 @@ class Sandboxes:
 
             return method
 
-        def get(request: Any) -> None:
+        def get(request: Any) -> Any:
             if request.sandbox_id not in self.kept:
                 raise NotFound(f"sandbox {request.sandbox_id}: not found")
+            return sandbox_pb2.StoreGetResponse(sandbox=self.kept[request.sandbox_id])
 
         store = {
             "Create": lambda request: self.kept.update({request.sandbox.sandbox_id: request.sandbox}),
@@ -259,6 +304,20 @@ def test_a_sandbox_is_recorded_and_started(pod: str, capsys: pytest.CaptureFixtu
     assert daemon.called() == ["store.Create", "controller.Create", "controller.Start"]
     assert json.loads(daemon.kept["s"].spec.value) == {"hostname": "h"}
     assert daemon.kept["s"].runtime.name == "io.containerd.teu.v2"
+    assert [request.sandboxer for _, request in daemon.calls[1:]] == ["shim"] * 2, (
+        "containerd 2 has several controllers"
+    )
+    assert daemon.kept["s"].sandboxer == "shim"
+
+
+@pytest.mark.parametrize(("kept", "asked"), [("", "shim"), ("podsandbox", "podsandbox")])
+def test_a_sandbox_is_removed_by_the_controller_that_has_made_it(kept: str, asked: str) -> None:
+    daemon = Sandboxes()
+    daemon.kept["a"] = sandbox_pb2.StoreCreateRequest(sandbox={"sandboxer": kept}).sandbox
+    sandboxes.remove(context(daemon), given({"force": False}), ["a"])
+    assert [name for name, _ in daemon.calls[1:4]] == ["controller.Status", "controller.Stop", "controller.Shutdown"]
+    assert [request.sandboxer for _, request in daemon.calls[1:4]] == [asked] * 3
+    assert not daemon.kept
 
 
 def test_a_sandbox_that_does_not_start_leaves_nothing(pod: str) -> None:
@@ -305,7 +364,9 @@ def test_where_a_shim_listens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     wanted = "/run/teu/s/" + hashlib.sha256(b"/run/c.sock/default/c").hexdigest()
     monkeypatch.setattr(shim.Path, "exists", lambda path: str(path) == wanted)
     assert shim.address_of(context(), "c") == f"unix://{wanted}"
-    with pytest.raises(CommandError, match="fail to connect to container other's shim"):
+    with pytest.raises(
+        CommandError, match=r"fail to connect to container shim with sockets: \[/run/containerd/s/\w+ /run/teu/s/\w+\]"
+    ):
         shim.address_of(context(), "other")
 
 
@@ -338,11 +399,20 @@ def test_a_shim_is_spoken_to_in_its_version(
 
     monkeypatch.setattr(shim, "address_of", lambda ctr, identity: "unix:///s")
     monkeypatch.setattr(shim.ttrpc, "connect", connect)
-    shim.state(context(), given({"id": "c"}), [])
+    options = {"id": "c", "shim-address": "", "api-version": 3}
+    shim.state(context(), given(options), [])
     assert json.loads(capsys.readouterr().out) == {"id": "c", "status": 2, "pid": 7}
     assert connection.calls[-1] == (speaks, "State") and connection.closed
-    with pytest.raises(CommandError, match="container id must be specified"):
-        shim.state(context(), given({"id": ""}), [])
+    with pytest.raises(CommandError, match=r"shim ID \(--id\) or address \(--shim-address\) must be specified"):
+        shim.state(context(), given({**options, "id": ""}), [])
+    asked = given({**options, "api-version": 2, "task-id": "other"})
+    asked.changed.add("api-version")
+    if speaks == shim.SERVICES[0]:
+        shim.state(context(), asked, [])
+        assert json.loads(capsys.readouterr().out)["id"] == "other"
+    else:
+        with pytest.raises(CommandError, match="service containerd.task.v2.Task"):
+            shim.state(context(), asked, [])
 
 
 # transfer ---------------------------------------------------------------------------------------------------

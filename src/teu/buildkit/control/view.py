@@ -6,8 +6,8 @@ Called by the built-in frontend, and by bridge for those of clients and containe
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from teu.api.buildkit import gateway_pb2, ops_pb2
@@ -99,21 +99,23 @@ class BuildBridge:
         if self.trusted:
             self.build.note_frontend(request.frontend, request.options)
         if request.frontend == BUILTIN:
-            try:
-                return builtin.solve(self, request, is_builtin=self.build.rooms.is_builtin)
-            except builtin.Forward as error:
-                options = {**request.options, "source": error.reference, "cmdline": error.command_line}
-                return self._gateway(request, options)
+            with _told(BUILTIN, request.options):
+                try:
+                    return builtin.solve(self, request, is_builtin=self.build.rooms.is_builtin)
+                except builtin.Forward as error:
+                    options = {**request.options, "source": error.reference, "cmdline": error.command_line}
+                    return self._gateway(request, options)
         if request.frontend == GATEWAY:
-            source = request.options.get("source", "")
-            if self.build.rooms.is_builtin(source):
+            if not self.build.rooms.is_builtin(request.options.get("source", "")):
+                return self._gateway(request, request.options)
+            with _told(GATEWAY, request.options):
                 return builtin.solve(self, _with(request, request.options, BUILTIN), is_builtin=lambda _: True)
-            return self._gateway(request, request.options)
         raise errors.NotFound(f"invalid frontend: {errors.cut(request.frontend, 100)}")
 
     def _gateway(self, request: Request, options: Mapping[str, str]) -> Result:
         inner = BuildBridge(self.build, self._depth + 1)
-        return self.build.rooms.gateway.solve(inner, _with(request, options, GATEWAY))
+        with _told(GATEWAY, options):
+            return self.build.rooms.gateway.solve(inner, _with(request, options, GATEWAY))
 
     def source_meta(self, request: Any) -> Any:
         asked = gateway_pb2.ResolveSourceMetaRequest()
@@ -126,6 +128,16 @@ class BuildBridge:
             policy(op)
             asked.Source.CopyFrom(op.source)
         return self.build.meta(asked)
+
+
+@contextmanager
+def _told(frontend: str, options: Mapping[str, str]) -> Iterator[None]:
+    """What fails says in which frontend, as BuildKit does since docker 28: the outermost one last."""
+    try:
+        yield
+    except errors.Error as error:
+        error.at_frontend(frontend, options.get("source", ""))
+        raise
 
 
 def _with(request: Request, options: Mapping[str, str], frontend: str) -> Request:

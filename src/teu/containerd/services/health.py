@@ -30,6 +30,12 @@ class Health:
             raise NotFound("unknown service")
         return health_pb2.HealthCheckResponse(status=SERVING)
 
+    @quick
+    def List(self, request: health_pb2.HealthListRequest, call: Call) -> health_pb2.HealthListResponse:
+        """What Check says of each service that there is, and of all."""
+        serving = health_pb2.HealthCheckResponse(status=SERVING)
+        return health_pb2.HealthListResponse(statuses=dict.fromkeys(("", *self._server.services), serving))
+
     async def Watch(
         self, request: health_pb2.HealthCheckRequest, call: Call
     ) -> AsyncIterator[health_pb2.HealthCheckResponse]:
