@@ -35,8 +35,7 @@ import peers
 from dockerfile_shapes import all_bases, base_archive
 from lab_kind import PATIENCE
 
-TREE = Path(__file__).resolve().parents[2]
-TEU = str(TREE / "bin/teu") if (TREE / "bin/teu").exists() else "/usr/bin/teu"
+TEU = "/usr/bin/teu"
 CTR = f"{TEU}-ctr"
 SOCKET = "/run/teu/teud.sock"
 BUSYBOX = "docker.io/library/busybox:latest"

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import docker_words
 import grpc
 import pytest
 from bothbuilders import Side, Tunnel, both_builders, marshalled
@@ -527,6 +528,12 @@ ON_PURPOSE: dict[tuple[str, int], str] = {
     ("solving", 5): "without a session there is nobody to wait for",
     ("solving", 11): WORDS,
 }
+# The same beside docker 28.
+ON_PURPOSE_OF_28 = {
+    ("reading", number): "the peer's words name all results that there are" for number in (11, 12, 25, 26, 27)
+}
+# What the BuildKit of docker 28 tells of an error, and that of 26 does not.
+DETAILS_OF_28 = {"errdefs.Frontend"}
 # Capabilities that ours does not have.
 MISSING = {"cache.gha", "cache.s3", "cache.azblob"}  # stores of clouds
 
@@ -574,9 +581,12 @@ def play(client: Client, case: str) -> list[Reply]:
 @pytest.mark.parametrize("case", CASES)
 def test_the_same_answers(clients: list[Client], case: str) -> None:
     theirs, ours = (play(client, case) for client in clients)
+    meant = ON_PURPOSE if docker_words.older() else {**ON_PURPOSE, **ON_PURPOSE_OF_28}
     found = []
     for number, (call, one, other) in enumerate(zip(CASES[case], theirs, ours)):
-        if (case, number) in ON_PURPOSE:
+        if docker_words.older():
+            other = other._replace(details=[detail for detail in other.details if detail not in DETAILS_OF_28])
+        if (case, number) in meant:
             assert one != other, f"{case} {number} does not differ any more: strike it from the table"
             continue
         for member in Reply._fields:

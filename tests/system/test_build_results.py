@@ -36,8 +36,7 @@ from whole import eventually
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit" / "buildkit"))
 from githttp import Served
 
-TREE = Path(__file__).resolve().parents[2]
-TEU = str(TREE / "bin/teu") if (TREE / "bin/teu").exists() else "/usr/bin/teu"
+TEU = "/usr/bin/teu"
 TEUD = "unix:///run/teu/teud.sock"
 BUILDER = "unix:///run/teu/buildkitd.sock"
 
@@ -224,6 +223,37 @@ def test_an_image_without_a_name(clients: Clients, client: str) -> None:
     clients.run(program, "rmi", "results:named")
     assert first not in clients.run(program, "images", "-a", "-q", "--no-trunc").out.split()
     assert clients.run(program, "run", "--rm", first, code=125).text
+
+
+def test_what_a_step_changes_is_changed_nowhere_else(clients: Clients) -> None:
+    """Files that are copied as they are have two names: in the context that the builder keeps, and in the result."""
+    clients.dockerfile(
+        "FROM busybox AS copied\nWORKDIR /w-{mark}\nCOPY d .\n"
+        "FROM copied\nRUN echo more >>f && chmod 600 g && rm h && ln i j\n"
+    )
+    folder = clients.context / "d"
+    folder.mkdir()
+    for name in ("f", "g", "h", "i"):
+        (folder / name).write_text(f"{name}\n")
+        (folder / name).chmod(0o644)
+    tag = f"second-name-{clients.mark}"
+
+    def look(which: str, script: str) -> str:
+        return clients.teu("run", "--rm", "--network", "none", f"{tag}:{which}", "sh", "-c", script)
+
+    try:
+        clients.teu("build", "-t", f"{tag}:first", ".")
+        clients.teu("build", "-t", f"{tag}:copied", "--target", "copied", ".")
+        assert look("copied", "cat f g h i; stat -c %h f; stat -c %a g; ls") == "f\ng\nh\ni\n2\n644\nf\ng\nh\ni\n"
+        assert look("first", "cat f; stat -c %a g; ls") == "f\nmore\n600\nf\ng\ni\nj\n"
+        (folder / "f").write_text("changed\n")
+        clients.teu("build", "-t", f"{tag}:second", ".")
+        clients.teu("build", "-t", f"{tag}:again", "--target", "copied", "--no-cache", ".")
+        assert look("again", "cat f g h i; stat -c %a g; ls") == "changed\ng\nh\ni\n644\nf\ng\nh\ni\n"
+        assert look("second", "cat f; ls") == "changed\nmore\nf\ng\ni\nj\n"
+        assert look("copied", "cat f") == "f\n" and look("first", "cat f") == "f\nmore\n"
+    finally:
+        clients.teu("rmi", "-f", *(f"{tag}:{which}" for which in ("first", "copied", "second", "again")), code=None)
 
 
 def test_files_that_tell_of_a_build(both: Clients) -> None:

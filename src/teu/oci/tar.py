@@ -419,9 +419,9 @@ def short(name: str) -> str:
 
 def _octal(value: int, width: int) -> bytes | None:
     """`width` - 1 octal digits and a zero byte, or None when it does not fit."""
-    if value < 0 or value >= 8 ** (width - 1):
+    if value < 0 or value >= 1 << 3 * (width - 1):
         return None
-    return b"%0*o\0" % (width - 1, value)
+    return b"%0*o\0" % (width - 1, value) if value else _ZERO8 if width == 8 else _ZERO12
 
 
 def _pax_record(key: bytes, value: bytes) -> bytes:
@@ -468,7 +468,7 @@ def _header(
             bytes(12),
         )
     )
-    return block[:148] + b"%06o\0 " % sum(block) + block[156:]
+    return block[:148] + b"%06o\0 " % sum(block.translate(None, b"\0")) + block[156:]  # zeros, most of it, add nothing
 
 
 def pack(entry: Entry) -> bytes:

@@ -13,7 +13,7 @@ from teu.buildkit.cache.contenthash import Tree
 from teu.buildkit.core.identifiers import new_id
 from teu.buildkit.core.op import Gone, Record
 from teu.buildkit.core.selection import Selection
-from teu.buildkit.core.snapshots import Kind
+from teu.buildkit.core.snapshots import Kind, Mount
 from teu.buildkit.llb.load import Edge, Metadata, Vertex
 from teu.linux.copying import copy_tree
 from teu.linux.trees import remove_tree
@@ -74,6 +74,9 @@ class FolderActive:
     @contextmanager
     def mounted(self) -> Iterator[str]:
         yield str(self.path)
+
+    def mounts(self) -> list[Mount]:
+        return [Mount("bind", str(self.path), ("rbind", "rw"))]
 
     def commit(self) -> FolderSnapshot:
         self.worker.live.remove(self.id)

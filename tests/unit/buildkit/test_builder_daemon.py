@@ -47,8 +47,10 @@ def running(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[D
 
 def test_it_answers_while_containerd_is_away(running: tuple[Daemon, Any], tmp_path: Path) -> None:
     made, channel = running
-    health = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=10)
+    stub = health_pb2_grpc.HealthStub(channel)
+    health = stub.Check(health_pb2.HealthCheckRequest(), timeout=10)
     assert health.status == health_pb2.HealthCheckResponse.SERVING
+    assert dict(stub.List(health_pb2.HealthListRequest(), timeout=10).statuses) == {"": health}
     control = control_pb2_grpc.ControlStub(channel)
     assert control.Info(control_pb2.InfoRequest(), timeout=10).buildkitVersion.version
     asked = control_pb2.BuildHistoryRequest(EarlyExit=True)

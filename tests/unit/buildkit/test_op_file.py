@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import stat
@@ -63,6 +64,80 @@ def test_copies(worker: FolderWorker) -> None:
     assert names(done.path) == ["d", "d/b", "d/e", "d/e/c", "keep"]
     assert not worker.live
     assert worker.held[base.id] == worker.held[source.id] == 1
+
+
+def inode(path: Path) -> int:
+    return path.stat().st_ino
+
+
+def test_files_that_stay_as_they_are_get_a_second_name(worker: FolderWorker) -> None:
+    """What is copied into a folder where nothing was is not copied but for what the copy shall have otherwise."""
+    base, source = worker.tree(keep="1"), worker.tree(a="A", d__b="B", d__e__c="C", d__own="O", d__empty="")
+    os.link(source.path / "d/b", source.path / "d/e/b")
+    os.chown(source.path / "d/own", 5, 6)
+    os.utime(source.path / "d/e", ns=(7_000_000_001, 8_000_000_002))
+    (source.path / "d/link").symlink_to("b")
+    (base.path / "w").mkdir()
+    for place in ("/x", "/w"):
+        owner = pb.ChownOpt(user=pb.UserOpt(byID=0), group=pb.UserOpt(byID=0))
+        (done,) = run(worker, [copy("/d*", place, allowWildcard=True, dirCopyContents=True, owner=owner)], base, source)
+        top = done.path / place[1:]
+        assert names(top) == ["b", "e", "e/b", "e/c", "empty", "link", "own"]
+        for name in ("b", "e/b", "e/c", "empty"):
+            assert inode(top / name) == inode(source.path / "d" / name)
+        assert inode(top / "own") != inode(source.path / "d/own")
+        assert (top / "own").stat().st_uid == 0 and (source.path / "d/own").stat().st_uid == 5
+        assert (top / "own").read_text() == "O" and (top / "link").readlink() == Path("b")
+        assert (top / "e").stat().st_mtime_ns == 8_000_000_002
+    (done,) = run(worker, [copy("/d", "/x", mode=0o600)], base, source)
+    assert inode(done.path / "x/b") != inode(source.path / "d/b")
+    assert stat.S_IMODE((done.path / "x/b").stat().st_mode) == 0o600
+    (done,) = run(worker, [copy("/d", "/x", timestamp=1_000_000_000)], base, source)
+    assert inode(done.path / "x/b") != inode(source.path / "d/b")
+    assert (done.path / "x/b").stat().st_mtime_ns == 1_000_000_000
+    assert not worker.live
+
+
+def test_what_a_later_action_may_change_is_a_copy(worker: FolderWorker) -> None:
+    """A file that is written into once more in the same step would be changed where it came from, too."""
+    base, source = worker.tree(), worker.tree(d__f="before")
+    actions = [
+        one(pb.FileAction(copy=pb.FileActionCopy(src="/d", dest="/x", mode=-1, timestamp=-1)), 0, 1, -1),
+        one(pb.FileAction(mkfile=pb.FileActionMkFile(path="/x/f", mode=0o600, data=b"after!", timestamp=-1)), 2, -1, 0),
+    ]
+    (done,) = run(worker, actions, base, source)
+    assert (done.path / "x/f").read_text() == "after!"
+    assert (source.path / "d/f").read_text() == "before"
+    # Of two sources the second one goes over what the first one has made.
+    source = worker.tree(d1__f="1", d2__f="2")
+    (done,) = run(worker, [copy("/d?", "/x", allowWildcard=True, dirCopyContents=True)], base, source)
+    assert (done.path / "x/f").read_text() == "2" and (source.path / "d1/f").read_text() == "1"
+    # And what is in the way of a name is not gone around.
+    base.path.joinpath("x").mkdir()
+    base.path.joinpath("x/f").write_text("old")
+    source = worker.tree(d__f="new")
+    (done,) = run(worker, [copy("/d", "/x", dirCopyContents=True)], base, source)
+    assert (done.path / "x/f").read_text() == "new" and inode(done.path / "x/f") != inode(source.path / "d/f")
+
+
+@pytest.mark.parametrize("number", [errno.EMLINK, errno.EPERM, errno.EXDEV])
+def test_what_can_have_no_second_name_is_copied(
+    worker: FolderWorker, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    base, source = worker.tree(), worker.tree(d__f="F", d__g="G")
+    os.utime(source.path / "d", ns=(7_000_000_001, 8_000_000_002))
+    link = os.link
+
+    def refused(name: str, *args: Any, **more: Any) -> None:
+        if name == "f":
+            raise OSError(number, os.strerror(number))
+        link(name, *args, **more)
+
+    monkeypatch.setattr(os, "link", refused)
+    (done,) = run(worker, [copy("/d", "/x")], base, source)
+    assert (done.path / "x/f").read_text() == "F" and inode(done.path / "x/f") != inode(source.path / "d/f")
+    assert inode(done.path / "x/g") == inode(source.path / "d/g")
+    assert (done.path / "x").stat().st_mtime_ns == 8_000_000_002
 
 
 def test_wildcards(worker: FolderWorker) -> None:

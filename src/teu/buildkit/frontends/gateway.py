@@ -63,11 +63,7 @@ class Images:
 
     def solve(self, bridge: Bridge, request: Request) -> Result:
         """Answer a request of gateway.v0. Raises core.errors.Error."""
-        program = self._program(bridge, request)
-        try:
-            return self._runner.run(bridge, program, request)
-        except errors.Error as error:
-            raise error.at_frontend("gateway.v0", program.name) from None
+        return self._runner.run(bridge, self._program(bridge, request), request)
 
     def _program(self, bridge: Bridge, request: Request) -> Program:
         options = request.options

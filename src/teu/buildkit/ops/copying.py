@@ -18,6 +18,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 from teu.buildkit.core import errors
+from teu.buildkit.ops.later import Later
 from teu.buildkit.ops.modes import Mode
 from teu.buildkit.ops.roots import FOLDER, NODE, PathError, Root, clean, plain
 from teu.linux.copying import copy_contents
@@ -42,7 +43,8 @@ class Owner:
 @dataclass(frozen=True, slots=True)
 class How:
     """`owner`: of all that is made; None leaves the source's. `mode`: of all that is copied, and `fixed_mode` where it
-    is one number. `moment`: nanoseconds since 1970 of all that is made, None for the source's."""
+    is one number. `moment`: nanoseconds since 1970 of all that is made, None for the source's. `later`: what is to be
+    as it is in the source may get a second name instead, which is made when the target is no longer mounted."""
 
     owner: Owner | None = None
     mode: Mode | None = None
@@ -54,6 +56,7 @@ class How:
     include: Patterns = field(default_factory=lambda: Patterns(()))
     exclude: Patterns = field(default_factory=lambda: Patterns(()))
     check: Callable[[], None] = lambda: None
+    later: Later | None = None
 
 
 def set_times(descriptor: int, moment: int | None) -> None:
@@ -146,6 +149,7 @@ class _Frame:
     waits: int = -1  # the folder to be like, while there is none in the target yet
     made: bool = True
     fresh: bool = False  # nothing was in it before
+    shared: list[str] = field(default_factory=list)  # files in it that are to be the source's own
 
 
 class _Copier:
@@ -154,7 +158,8 @@ class _Copier:
         self._source = source
         self._how = how
         self._here = self._there = -1  # where the walk is, in the source and in the target
-        self._place = ""  # in the target
+        self._found = self._place = ""  # what is copied, in the source, and where it goes, in the target
+        self._later: Later | None = None
         # Of files with several names: what they are in the source -> where the first one was made, and what that is.
         self._linked: dict[tuple[int, int], tuple[str, tuple[int, int]]] = {}
 
@@ -169,7 +174,7 @@ class _Copier:
 
     def tree(self, found: str, place: str, status: os.stat_result) -> None:
         """A folder with what of it is selected."""
-        self._place = "" if place == "/" else place
+        self._found, self._place = "" if found == "/" else found, "" if place == "/" else place
         frames: list[_Frame] = []
         try:
             self._here = self._source.open(found)
@@ -201,6 +206,12 @@ class _Copier:
             self._there = os.open(name, FOLDER, dir_fd=folder)
         finally:
             os.close(folder)
+        frame.fresh = frame.fresh or not os.listdir(self._there)
+        # All folders below one in which nothing was are new. So no file with several names, which stay one file, has
+        # one where it is copied and another where it is not.
+        later = self._how.later
+        if frame.fresh and later is not None and later.serves(self._source):
+            self._later = later
 
     def _one(self, frames: list[_Frame], name: str) -> None:
         """One entry of the folder that the walk is in."""
@@ -218,7 +229,10 @@ class _Copier:
         if not stat.S_ISDIR(status.st_mode):
             if selected:
                 self._make_waiting(frames)
-                self._leaf(self._here, name, self._there, name, status, f"{self._place}/{path}", above.fresh)
+                if self._later is not None and self._as_it_is(status) and not self._later.full():
+                    above.shared.append(name)
+                else:
+                    self._leaf(self._here, name, self._there, name, status, f"{self._place}/{path}", above.fresh)
             return
         if out and not how.exclude.exceptions:
             return  # nothing of it can be selected
@@ -283,10 +297,27 @@ class _Copier:
             self._attributes(self._here, self._there, frame.status)
         elif top:
             self._times(self._there, frame.status)
+        if frame.shared and self._later is not None:
+            below = f"/{frame.path}" if frame.path else ""
+            self._later.take(self._source, self._found + below, self._place + below, frame.shared, self._copied)
         if not top:
             self._there = _up(self._there)
 
     # Leaves
+
+    def _as_it_is(self, status: os.stat_result) -> bool:
+        """Whether it is a file whose copy would be like it in all that counts."""
+        how, mode = self._how, stat.S_IMODE(status.st_mode)
+        return (
+            stat.S_ISREG(status.st_mode)
+            and (how.owner is None or (how.owner.uid == status.st_uid and how.owner.gid == status.st_gid))
+            and (how.mode is None or how.mode(mode, False) == mode)
+            and (how.moment is None or how.moment == status.st_mtime_ns)
+        )
+
+    def _copied(self, here: int, name: str, there: int, status: os.stat_result, place: str) -> None:
+        """later.Copy: one that cannot have one more name."""
+        self._leaf(here, name, there, name, status, place, fresh=True)
 
     def _leaf(
         self, here: int, name: str, there: int, own: str, status: os.stat_result, place: str, fresh: bool = False

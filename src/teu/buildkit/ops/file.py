@@ -13,8 +13,10 @@ import posixpath
 import stat
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from teu.buildkit.core import errors
@@ -25,7 +27,9 @@ from teu.buildkit.llb.load import Vertex
 from teu.buildkit.ops import archives, copying, keys, modes, results, users
 from teu.buildkit.ops.content import Contents
 from teu.buildkit.ops.copying import How, Owner
+from teu.buildkit.ops.later import Later
 from teu.buildkit.ops.roots import PathError, Root, clean, plain
+from teu.buildkit.worker import mounting
 from teu.oci import digest as digests
 from teu.oci.patterns import BadPattern, Patterns, has_wildcards
 
@@ -174,6 +178,7 @@ class _Made:
 
     def __init__(self, active: Active) -> None:
         self.active = active
+        self.later: Later | None = None
         self._mounts = ExitStack()
         try:
             place = self._mounts.enter_context(active.mounted())
@@ -182,8 +187,14 @@ class _Made:
             self.release()
             raise
 
-    def commit(self) -> Snapshot:
-        self._mounts.close()
+    def commit(self, check: Callable[[], None]) -> Snapshot:
+        try:
+            self._mounts.close()
+            if self.later is not None:
+                self.later.make(check)
+        except BaseException:
+            self.active.release()
+            raise
         return self.active.commit()
 
     def release(self) -> None:
@@ -238,9 +249,10 @@ class _Run:
         ends = set(outputs.values())
         for number in order:
             try:
-                self._act(number)
                 # One that is gone on with once, by changing it, stays as it is.
-                if number in ends or again[number] != 1 or number not in first:
+                last = number in ends or again[number] != 1 or number not in first
+                self._act(number, last)
+                if last:
                     self._commit(number)
             except OSError as error:
                 raise _told(error).at_solve(self._vertex.op, file_action=number - count) from error
@@ -319,26 +331,29 @@ class _Run:
         return self._roots[number]
 
     def _commit(self, number: int) -> None:
-        self._snapshots[number] = self._made.pop(number).commit()
+        self._snapshots[number] = self._made.pop(number).commit(self._context.check)
 
     # Actions
 
-    def _act(self, number: int) -> None:
+    def _act(self, number: int, last: bool) -> None:
+        """`last`: what it makes is committed next."""
         self._context.check()
         action = self._actions[number - len(self._inputs)]
         kind = action.WhichOneof("action")
-        do = {
-            "copy": self._copy,
+        if kind not in KINDS:
+            raise errors.InvalidArgument(f"invalid action type {kind}")
+        made = self._target(action.input)
+        if last:
+            made.later = _later(made.active)
+        do: dict[str, Callable[[Root, Any, Any], None]] = {
+            "copy": partial(self._copy, made),
             "mkdir": self._mkdir,
             "mkfile": self._mkfile,
             "symlink": self._symlink,
             "rm": self._rm,
-        }.get(str(kind))
-        if do is None:
-            raise errors.InvalidArgument(f"invalid action type {kind}")
-        made = self._target(action.input)
+        }
         try:
-            do(made.root, action, getattr(action, str(kind)))
+            do[kind](made.root, action, getattr(action, kind))
         except BaseException:
             made.release()
             raise
@@ -449,7 +464,7 @@ class _Run:
         finally:
             os.close(folder)
 
-    def _copy(self, root: Root, action: Any, wanted: Any) -> None:
+    def _copy(self, made: _Made, root: Root, action: Any, wanted: Any) -> None:
         owner = self._owner(root, action, wanted.owner, wanted.HasField("owner"))
         source = self._source(action.secondaryInput)
         src, dest = clean(wanted.src), clean(wanted.dest)
@@ -466,6 +481,8 @@ class _Run:
                 if wanted.allowEmptyWildcard:
                     return
                 raise errors.Error(f"{src} not found")
+        if len(found) == 1:  # of several a later one may go over what an earlier one has made
+            how = replace(how, later=made.later)
         for one in found:
             if wanted.attemptUnpackDockerCompatibility and self._unpack(source, one, root, dest, how):
                 continue
@@ -516,6 +533,12 @@ class _Run:
             finally:
                 os.close(folder)
             return True
+
+
+def _later(active: Active) -> Later | None:
+    """Where what is made in it lies, if that is one folder."""
+    folders = mounting.overlay_folders(active.mounts())
+    return Later(folders[0]) if folders is not None and folders[0] else None
 
 
 def _moment(timestamp: int) -> int | None:

@@ -80,33 +80,36 @@ class _Writer:
             else:
                 entry.type = tar.CHARACTER if stat.S_ISCHR(mode) else tar.BLOCK_DEVICE
                 entry.devmajor, entry.devminor = os.major(found.st_rdev), os.minor(found.st_rdev)
-        entry.xattrs = xattrs(opened)
-        self._sink.write(tar.pack(entry))
-        if self._lean and size >= LEAN_BYTES:
-            self._leave_out(opened, name, size)
-        elif size:
-            self._data(opened, size)
+        if not size:
+            entry.xattrs = xattrs(_again(opened))
+            self._sink.write(tar.pack(entry))
+            return
+        # What it is open for already need not be found again for its attributes: most of a layer are small files.
+        file = os.open(_again(opened), os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            entry.xattrs = xattrs(file)
+            self._sink.write(tar.pack(entry))
+            if self._lean and size >= LEAN_BYTES:
+                self._leave_out(file, name, size)
+            else:
+                self._data(file, size)
+        finally:
+            os.close(file)
 
-    def _leave_out(self, opened: int, name: str, size: int) -> None:
+    def _leave_out(self, file: int, name: str, size: int) -> None:
         """Nobody writes to the file: the daemon says so where it asks for this."""
-        with (
-            open(_again(opened), "rb", buffering=0) as file,
-            mmap.mmap(file.fileno(), size, prot=mmap.PROT_READ) as data,
-            memoryview(data) as view,
-        ):
+        with mmap.mmap(file, size, prot=mmap.PROT_READ) as data, memoryview(data) as view:
             self.parts.append((self._sink.leave_out(view), size, name))
         self._sink.write(bytes(-size % tar.BLOCK))
 
-    def _data(self, opened: int, size: int) -> None:
+    def _data(self, file: int, size: int) -> None:
         left = size
-        with open(_again(opened), "rb", buffering=0) as file:
-            while left:
-                data = file.read(min(left, streams.CHUNK))
-                if not data:
-                    data = bytes(min(left, streams.CHUNK))  # it shrank while we read: the header is written
-                self._sink.write(data)
-                left -= len(data)
-        self._sink.write(bytes(-size % tar.BLOCK))
+        while left:
+            data = os.read(file, min(left, streams.CHUNK))
+            if not data:
+                data = bytes(min(left, streams.CHUNK))  # it shrank while we read: the header is written
+            left -= len(data)
+            self._sink.write(data if left else data + bytes(-size % tar.BLOCK))
 
 
 # What is compared may be in use by its container, which can put a link in the place of a file at any moment: each entry
@@ -127,13 +130,14 @@ def _opened(folder: int, name: bytes | str) -> Iterator[tuple[int, os.stat_resul
         os.close(fd)
 
 
-def xattrs(opened: int) -> dict[str, bytes] | None:
+def xattrs(file: int | str) -> dict[str, bytes] | None:
+    """Those that a layer has, of what is open to be read, or of the path of what is not."""
     try:
-        names = os.listxattr(_again(opened))
+        names = os.listxattr(file)
     except OSError:
         return None
     kept = [name for name in names if name.startswith(_KEPT) and not name.startswith("user.overlay.")]
-    return {name: os.getxattr(_again(opened), name) for name in kept} or None
+    return {name: os.getxattr(file, name) for name in kept} or None
 
 
 def is_whiteout(found: os.stat_result) -> bool:
@@ -198,14 +202,14 @@ def _same(opened: int, found: os.stat_result, old: int, before: os.stat_result) 
     if (found.st_mode, found.st_uid, found.st_gid) != (before.st_mode, before.st_uid, before.st_gid):
         return False
     if stat.S_ISDIR(found.st_mode):
-        return xattrs(opened) == xattrs(old)
+        return xattrs(_again(opened)) == xattrs(_again(old))
     if (found.st_dev, found.st_ino) == (before.st_dev, before.st_ino):
         return True
     if (found.st_mtime_ns, found.st_rdev) != (before.st_mtime_ns, before.st_rdev):
         return False
     if stat.S_ISLNK(found.st_mode):
         return os.readlink("", dir_fd=opened) == os.readlink("", dir_fd=old)
-    return found.st_size == before.st_size and xattrs(opened) == xattrs(old)
+    return found.st_size == before.st_size and xattrs(_again(opened)) == xattrs(_again(old))
 
 
 class _Both:

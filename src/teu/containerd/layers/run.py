@@ -207,6 +207,19 @@ class Layers:
             raise DataLoss(f"blob {digest} is damaged: its content has the digest {answer['blob']}; remove and pull it")
         return answer
 
+    def take_apart(self, blob: int, digest: str, folder: str, memory: int) -> str:
+        """Write the files of a checkpoint's archive, that `blob` is open on, into an empty folder; `memory` is how many
+        bytes criu's images may have. The digest of its rootfs-diff.tar, "" where it has none. Raises InvalidArgument
+        for an archive that is none or asks for too much, DataLoss when it is not what `digest` says, if that is
+        given."""
+        job = {"do": "take_apart", "blob": blob, "folder": folder, "memory": memory}
+        with self._slot(_never):
+            worker = _start(job, (blob,))
+            answer = _finish(worker, _Watch(worker, _never, lambda: _place(blob)))
+        if digest and answer["blob"] != digest:
+            raise DataLoss(f"blob {digest} is damaged: its content has the digest {answer['blob']}; remove and pull it")
+        return str(answer["difference"])
+
     def compare(
         self,
         left: Iterable[Mount],

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The process that applies or makes one layer. Started by `layers.run` for each, with the job as JSON in its argument.
+"""The process that applies or makes one layer, or takes the archive of a checkpoint apart. Started by `layers.run` for
+each, with the job as JSON in its argument.
 
 A process of its own: its mounts are in a mount namespace that ends with it, its memory goes with it, layers are
 unpacked side by side on all processors, and whatever a hostile layer does to it the daemon is not in it. It imports
@@ -11,6 +12,8 @@ little, since it starts cold for every layer.
      "lean": BOOL}
         -> {"digest": of the content, "size": of the content, "blob": digest of what was written, "length": of it,
             "parts": [[PLACE, LENGTH, NAME], ...]}: what was left out of it, if "lean", and is in the files of the names
+    {"do": "take_apart", "blob": FD, "folder": FOLDER, "memory": BYTES that criu's images may have}
+        -> {"difference": digest of rootfs-diff.tar, or "", "blob": digest of what was read}
 
 Each job has besides "parent": the daemon's process id. The answer is JSON on standard output;
 {"error": KIND, "message": TEXT} when it failed.
@@ -59,6 +62,18 @@ def _compare(job: dict[str, Any]) -> dict[str, Any]:
     return compare.run(job)
 
 
+def _take_apart(job: dict[str, Any]) -> dict[str, Any]:
+    from teu.containerd.layers import checkpoint, streams  # 9 ms, for containers of checkpoints
+    from teu.oci import tar
+
+    source = streams.Inflated(job["blob"])
+    archive = checkpoint.Archive(job["folder"], job["memory"])
+    stream = tar.Source(source.next_chunk)
+    archive.run(stream)
+    stream.drain()
+    return {"difference": archive.difference, "blob": source.digests()[0]}
+
+
 def _end_with(parent: int) -> None:
     """Die when the daemon dies: nobody waits for the answer, and the next daemon begins anew."""
     prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL))
@@ -84,7 +99,7 @@ def main(text: str) -> int:
     job = json.loads(text)
     _end_with(job["parent"])
     try:
-        answer = {"apply": _apply, "compare": _compare}[job["do"]](job)
+        answer = {"apply": _apply, "compare": _compare, "take_apart": _take_apart}[job["do"]](job)
     except (OSError, ValueError, OverflowError, MemoryError) as error:
         answer = failed(error)
     sys.stdout.write(json.dumps(answer))
