@@ -7,6 +7,7 @@ die when criu lets go of them, with runc as well; criu 3.17 of Debian 12 cannot 
 
 from __future__ import annotations
 
+import os
 import subprocess
 import time
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ import pytest
 from runc_bundle import RUNC, Bundle, exec_in, new_bundle
 
 pytestmark = pytest.mark.needs("criu", "teu-runc")
-COUNT = "n=0; while true; do n=$((n+1)); echo $n > /count; sleep 0.05; done"
+COUNT = "n=0; while true; do n=$((n+1)); ln -sfn $n /count; sleep 0.05; done"
 
 
 @pytest.fixture
@@ -45,7 +46,7 @@ def detached(bundle: Bundle, *args: str) -> str:
 
 def count(bundle: Bundle) -> int:
     try:
-        return int((bundle.rootfs / "count").read_text() or 0)
+        return int(os.readlink(bundle.rootfs / "count"))
     except (OSError, ValueError):
         return 0
 
@@ -100,6 +101,11 @@ def test_restore_of_nothing(bundle: Bundle, tmp_path: Path) -> None:
     assert done.returncode == 1 and "no checkpoint to restore" in done.stderr
     done = bundle.runc("restore", "--image-path", str(tmp_path), identifier)
     assert done.returncode == 1 and "is this a checkpoint?" in done.stderr
+    for bad in ('["pipe:[1]", "pipe:[2]", "pipe:[3]", "pipe:[4]"]', "[1]", "{}", "["):
+        # A fourth would be the socket by which criu is told what to do.
+        (tmp_path / "descriptors.json").write_text(bad)
+        done = bundle.runc("restore", "--image-path", str(tmp_path), identifier)
+        assert done.returncode == 1 and "descriptors.json" in done.stderr, bad
     assert not (bundle.root / identifier).exists()
     assert not Path(f"/sys/fs/cgroup/teutest/{bundle.folder.name}").exists()
 

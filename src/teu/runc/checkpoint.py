@@ -8,11 +8,11 @@
 from __future__ import annotations
 
 import os
-import stat
 
 from teu.linux.inside import open_in_root
 from teu.oci import jsontext
 from teu.runc import criu, delete, log, state
+from teu.runc.descriptors import EXTERNAL_FILE, standard_descriptors
 from teu.runc.errors import RuncError
 
 TYPE_CHECKING = False
@@ -47,7 +47,6 @@ ARGUMENTS = (1, 1)
 
 LOG_FILE = "dump.log"
 DESCRIPTORS = "descriptors.json"
-EXTERNAL_FILE = "file["  # criu's name of a file that is not the container's: file[MOUNT:INODE]
 
 
 def image_path(arguments: Arguments) -> str:
@@ -61,30 +60,6 @@ def page_server(text: str) -> dict[str, Any]:
     if not (port.isascii() and port.isdigit()):
         raise RuncError("Invalid port number")
     return {"address": host.strip("[]"), "port": int(port)}
-
-
-def standard_descriptors(pid: int) -> list[str]:
-    """What a process has open as 0, 1 and 2: "pipe:[1234]", "/dev/null"; a FIFO of the host by criu's name for it."""
-    found = []
-    for number in range(3):
-        try:
-            name = os.readlink(f"/proc/{pid}/fd/{number}")
-            opened = os.stat(f"/proc/{pid}/fd/{number}")
-            if stat.S_ISFIFO(opened.st_mode) and not name.startswith("pipe:"):
-                name = f"{EXTERNAL_FILE}{mount_of(pid, number):x}:{opened.st_ino:x}]"
-            found.append(name)
-        except OSError:
-            found.append("")
-    return found
-
-
-def mount_of(pid: int, descriptor: int) -> int:
-    """The number of the mount that a process's open file is on."""
-    with open(f"/proc/{pid}/fdinfo/{descriptor}") as file:
-        for line in file:
-            if line.startswith("mnt_id:"):
-                return int(line.split()[1])
-    return 0
 
 
 def mount_target(root: int, destination: str) -> str:
@@ -181,7 +156,8 @@ def dump(arguments: Arguments, container: state.Container) -> None:
             criu.check(mem_track=True)
         else:
             opts["ext_mnt"] = external_mounts(spec, container.pid)
-            descriptors = standard_descriptors(container.pid)
+            # As they were given: a shell that writes elsewhere just now has them under other numbers.
+            descriptors = container.record.get("external_descriptors") or standard_descriptors(container.pid)
             opts["external"] += {name for name in descriptors if name.startswith(EXTERNAL_FILE)}
             with open(f"{images}/{DESCRIPTORS}", "w", opener=private) as file:
                 file.write(jsontext.dumps(descriptors))
@@ -229,9 +205,8 @@ def request(arguments: Arguments, opts: dict[str, Any], logs: str) -> None:
         with criu.Session() as session:
             # criu opens our descriptors by their number in the process that asks.
             session.request(criu.PRE_DUMP if arguments["pre-dump"] else criu.DUMP, opts, notify)
-    except RuncError:
-        criu.log_errors(logs, LOG_FILE)
-        raise
+    except RuncError as error:
+        raise RuncError(f"{error}{criu.log_errors(logs, LOG_FILE)}") from None
 
 
 def private(path: str, flags: int) -> int:

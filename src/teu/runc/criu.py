@@ -254,17 +254,20 @@ def external_key(namespace: str) -> str:
     return {"network": "extRootNetNS", "pid": "extRootPidNS"}[namespace]
 
 
-def log_errors(folder: str, name: str) -> None:
-    """criu's own errors, into our log."""
+def log_errors(folder: str, name: str) -> str:
+    """criu's own errors, into our log; the last of them, to be told with its failure."""
     path = f"{folder}/{name}"
     try:
         with open(path, errors="replace") as file:
             lines = [line.rstrip() for line in file if "Error" in line]
     except OSError as error:
         log.warning(f"{path}: {error.strerror}")
-        return
+        return ""
     for line in lines[-20:]:
         log.warning(f"{path}: {line}")
+    # "(00.012345)     23: Error (criu/files.c:1234): what was in the way"; the last is of all that fails.
+    told = [line.partition("): ")[2] or line for line in lines if "FAILED" not in line]
+    return "".join(f"; {line[:300]}" for line in told[-3:])
 
 
 def folder(path: str) -> int:

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 SOCKETS_ANNOTATION = "io.teu.listen-fds"
 SOCKETS_MAX = 1000
+_S_IFMT, _S_IFIFO = 0o170000, 0o010000  # the module stat is not in the archive of a cold start
+EXTERNAL_FILE = "file["  # criu's name of a file that is not the container's: file[MOUNT:INODE]
 
 
 def listen_fds() -> int:
@@ -145,3 +147,28 @@ def personality(value: dict[str, Any]) -> int:
     if value.get("domain") not in domains:
         raise InvalidSpec(f"linux.personality.domain: {value.get('domain')!r} is not LINUX or LINUX32")
     return domains[value["domain"]]
+
+
+def standard_descriptors(pid: int) -> list[str]:
+    """What a process has open as 0, 1 and 2: "pipe:[1234]", "/dev/null"; a FIFO of the host by criu's name for it."""
+    found = []
+    for number in range(3):
+        try:
+            name = os.readlink(f"/proc/{pid}/fd/{number}")
+            opened = os.stat(f"/proc/{pid}/fd/{number}")
+            if opened.st_mode & _S_IFMT == _S_IFIFO and not name.startswith("pipe:"):
+                name = f"{EXTERNAL_FILE}{mount_of(pid, number):x}:{opened.st_ino:x}]"
+            found.append(name)
+        except OSError:
+            found.append("")
+    return found
+
+
+def mount_of(pid: int, descriptor: int) -> int:
+    """The number of the mount that a process's open file is on."""
+    file = os.open(f"/proc/{pid}/fdinfo/{descriptor}", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        lines = os.read(file, 4096).split(b"\n")
+    finally:
+        os.close(file)
+    return next((int(line[7:]) for line in lines if line.startswith(b"mnt_id:")), 0)

@@ -70,6 +70,7 @@ from teu.runc.descriptors import (
     receive,
     send_descriptor,
     set_oom_score,
+    standard_descriptors,
     write_pid_file,
 )
 from teu.runc.errors import InvalidSpec, RuncError, text_of
@@ -646,6 +647,7 @@ class Launch:
             os.close(pidfd)
         if self.pid_file:
             write_pid_file(self.pid_file, self.pid)
+        self.container.record["external_descriptors"] = standard_descriptors(self.pid)
         self.container.record["ready"] = True
         self.container.save()
 

@@ -9,16 +9,20 @@ and descriptors. Ours are the state folder, the mount points in the root file sy
 from __future__ import annotations
 
 import os
+from _socket import sethostname
 
 from teu.linux import cgroup_files, inside, mounts
+from teu.linux.namespaces import CLONE_NEWUTS, setns
+from teu.linux.syscalls import NR_setdomainname, syscall
 from teu.oci import jsontext
-from teu.runc import cgroups, criu, delete, hooks, launch, log, mount_options, rootfs, state
-from teu.runc.checkpoint import DESCRIPTORS, EXTERNAL_FILE, image_path, mount_target
-from teu.runc.descriptors import connect, send_descriptor, write_pid_file
+from teu.runc import cgroups, criu, delete, hooks, launch, log, mount_options, restored, rootfs, state
+from teu.runc.checkpoint import DESCRIPTORS, image_path, mount_target
+from teu.runc.descriptors import EXTERNAL_FILE, connect, send_descriptor, standard_descriptors, write_pid_file
 from teu.runc.errors import RuncError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
     from teu.runc.arguments import Arguments
@@ -50,6 +54,7 @@ FLAGS: dict[str, tuple[str, str, object, str]] = {
 ARGUMENTS = (1, 1)
 
 LOG_FILE = "restore.log"
+_SIGKILL = 9
 
 
 def main(arguments: Arguments, settings: Settings) -> int:
@@ -76,8 +81,33 @@ def main(arguments: Arguments, settings: Settings) -> int:
     return making.supervise()
 
 
+def _in_uts(path: str, act: Callable[[], None]) -> None:
+    """Do something in another UTS namespace. RuncError."""
+    try:
+        own = os.open("/proc/self/ns/uts", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            other = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                setns(other, CLONE_NEWUTS)
+            finally:
+                os.close(other)
+            try:
+                act()
+            finally:
+                setns(own, CLONE_NEWUTS)
+        finally:
+            os.close(own)
+    except OSError as error:
+        raise RuncError(f"linux.namespaces: uts: {path}: {error.strerror}") from None
+
+
 class Restore(launch.Launch):
     """A container in the making, from images."""
+
+    placed = ""  # its cgroup, from the root of the hierarchy
+    criu = 0
+    uts = ""  # path of a namespace that it joins, and what the host is called there
+    names = ("", "")
 
     def restore(self, images: str, logs: str) -> None:
         assert self.container is not None
@@ -146,18 +176,30 @@ class Restore(launch.Launch):
                 raise RuncError("linux.namespaces: criu cannot join a cgroup namespace by its path")
             else:
                 name = {"mount": "mnt"}.get(kind, kind)
+                if kind == "uts":
+                    self.uts = path
+                    _in_uts(path, self._note_names)
                 opts["join_ns"].append({"ns": name, "ns_file": path})
         return inherited
 
     def _standard_descriptors(self, opts: dict[str, Any], images: str) -> None:
         """Pipes that the first process had as 0, 1 and 2 become ours."""
+        assert self.container is not None
         try:
             names = jsontext.load_file(f"{images}/{DESCRIPTORS}")
         except FileNotFoundError:
             raise RuncError(f"{images}/{DESCRIPTORS} is missing: is this a checkpoint?") from None
+        except ValueError as error:
+            raise RuncError(str(error)) from None
+        if not isinstance(names, list) or len(names) > 3 or not all(isinstance(name, str) for name in names):
+            # What comes behind these three are criu's own, and ours.
+            raise RuncError(f"{images}/{DESCRIPTORS} is damaged: it does not have the names of three descriptors")
+        own = standard_descriptors(os.getpid())
         for number, name in enumerate(names):
             if "pipe:" in name or name.startswith(EXTERNAL_FILE):
                 opts["inherit_fd"].append({"key": name, "fd": number})
+                names[number] = own[number]
+        self.container.record["external_descriptors"] = names
 
     def _mounts(self, opts: dict[str, Any], path: str) -> None:
         """Make the mount points, and tell criu what of the host is to be mounted where."""
@@ -209,12 +251,12 @@ class Restore(launch.Launch):
                     self.container.record["cgroup"],
                 )
                 self.cgroup.apply(linux.get("resources"), rootless=rootless)
-                opts["cg_root"] = [{"ctrl": "", "path": cgroup_files.own(session.pid)}]
+                self.criu, self.placed = session.pid, cgroup_files.own(session.pid)
+                opts["cg_root"] = [{"ctrl": "", "path": self.placed}]
                 response = session.request(criu.RESTORE, opts, self._notify)
                 self.pid = self.pid or int((response.get("restore") or {}).get("pid") or 0)
-        except RuncError:
-            criu.log_errors(logs, LOG_FILE)
-            raise
+        except RuncError as error:
+            raise RuncError(f"{error}{criu.log_errors(logs, LOG_FILE)}") from None
         if not self.pid:
             raise RuncError("criu restored no process")
 
@@ -226,14 +268,42 @@ class Restore(launch.Launch):
             hooks.run_all(self.spec, "createRuntime", current)
         elif script == "post-restore":
             self.pid = pid
+            if self.uts:
+                # criu joins it and gives it the names that were saved; it is others', too.
+                _in_uts(self.uts, self._name_again)
             self.container.record["ready"] = True
             self._record_pid()
             if self.pid_file:
                 write_pid_file(self.pid_file, pid)
+        elif script == "pre-resume" and (self.spec.get("annotations") or {}).get(restored.CONFINED) == "true":
+            self._confine()
         elif script == "orphan-pts-master" and descriptors:
             if self.console_connection is None:
                 raise RuncError("the container had a terminal: --console-socket is needed")
             send_descriptor(self.console_connection, b"/dev/ptmx", descriptors[0])
+
+    def _note_names(self) -> None:
+        found = []
+        for name in ("hostname", "domainname"):
+            with open(f"/proc/sys/kernel/{name}", errors="surrogateescape") as file:
+                found.append(file.read().rstrip("\n"))
+        self.names = (found[0], found[1])
+
+    def _name_again(self) -> None:
+        hostname, domainname = self.names
+        sethostname(hostname)
+        name = os.fsencode(domainname)
+        syscall("setdomainname", NR_setdomainname, name, len(name))
+
+    def _confine(self) -> None:
+        """Let no process go on that has more than the specification gives; criu holds all of them still."""
+        family = restored.family(self.pid)
+        try:
+            restored.check(self.spec, family, self.placed)
+        except BaseException:
+            for pid in (*family, self.criu):  # it would wait for those that are gone
+                os.kill(pid, _SIGKILL)
+            raise
 
     def supervise(self) -> int:
         """Wait for the restored process, pass signals on, and clean up after it, as run does."""

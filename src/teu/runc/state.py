@@ -21,6 +21,7 @@ The record, version 1 (a later version reads every earlier one; unknown keys are
     systemd_cgroup      --systemd-cgroup was given
     ready               create has done everything
     no_new_keyring      --no-new-keyring was given
+    external_descriptors  what it was given as 0, 1 and 2, for checkpoint: see descriptors.standard_descriptors
 
 The record is written before anything else exists, so that whatever a killed create leaves can be found.
 """

@@ -25,7 +25,7 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -33,8 +33,8 @@ from google.protobuf import any_pb2
 
 from teu.api.types.runc.options import oci_pb2
 from teu.containerd.core.errors import DeadlineExceeded, Error, FailedPrecondition, InvalidArgument, NotFound
-from teu.containerd.cri import users
-from teu.containerd.cri.records import NAMESPACE, RUNNING, RUNTIME, Container
+from teu.containerd.cri import podcheckpoint, users
+from teu.containerd.cri.records import NAMESPACE, RUNNING, RUNTIME, Container, Pod
 from teu.containerd.state import Context
 from teu.oci.labels import expiring
 
@@ -46,6 +46,12 @@ CRIU = "criu"
 DEFAULT_SECONDS = 600.0  # where a request names none
 LEASE_SECONDS = 3600
 _NEVER = "0001-01-01T00:00:00Z"
+
+
+def check_criu() -> None:
+    """That this host can make and restore checkpoints. FailedPrecondition."""
+    if shutil.which(CRIU, path="/usr/sbin:/usr/bin:/usr/local/sbin:/usr/local/bin") is None:
+        raise FailedPrecondition(f"a checkpoint needs {CRIU}: install it")
 
 
 def moment(nanoseconds: int) -> str:
@@ -127,60 +133,113 @@ class Checkpointer:
     async def _thread(self, function: Callable[..., T], *given: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._context.pool, function, *given)
 
-    async def save(self, container: Container, status: Any, location: str, timeout: int) -> None:
-        """Save a running container, whose ContainerStatus is given, into a new file. Raises FailedPrecondition where it
-        cannot be, InvalidArgument for a location that is none, DeadlineExceeded after `timeout` seconds (0: a default),
-        and what the runtime says."""
+    def _check(self, container: Container) -> None:
+        """That a container can be saved now. FailedPrecondition."""
         if container.state != RUNNING:
             raise FailedPrecondition(f'container "{container.id}" does not run. only running ones can be checkpointed')
         if users.maps_of(container.pod.namespaces) is not None:
             raise FailedPrecondition(f'container "{container.id}" has a user namespace, so it cannot be checkpointed')
+
+    def _begin(self, containers: Sequence[Container], location: str) -> set[str]:
+        """Claim them, and where they are to be saved. FailedPrecondition where another checkpoint has one of them."""
+        check_criu()
+        for container in containers:
+            if container.id in self._busy:
+                raise FailedPrecondition(f'another checkpoint of container "{container.id}" is being made')
+        if location in self._busy:
+            raise FailedPrecondition(f"another checkpoint is being made at {location}")
+        claimed = {location, *(container.id for container in containers)}
+        self._busy |= claimed
+        return claimed
+
+    async def save(self, container: Container, status: Any, location: str, timeout: int) -> None:
+        """Save a running container, whose ContainerStatus is given, into a new file. Raises FailedPrecondition where it
+        cannot be, InvalidArgument for a location that is none, DeadlineExceeded after `timeout` seconds (0: a default),
+        and what the runtime says."""
+        self._check(container)
         if not os.path.isabs(location) or location.endswith("/"):
             raise InvalidArgument(f"location must be the absolute path of a file, not {location!r}")
         if timeout < 0:
             raise InvalidArgument(f"timeout must not be negative: {timeout}")
-        if shutil.which(CRIU, path="/usr/sbin:/usr/bin:/usr/local/sbin:/usr/local/bin") is None:
-            raise FailedPrecondition(f"a checkpoint needs {CRIU}: install it")
-        if container.id in self._busy:
-            raise FailedPrecondition(f'another checkpoint of container "{container.id}" is being made')
-        if location in self._busy:
-            raise FailedPrecondition(f"another checkpoint is being made at {location}")
-        self._busy |= {container.id, location}
-        wanted = asyncio.Event()
-        wanted.set()
+        claimed = self._begin([container], location)
         seconds = timeout or DEFAULT_SECONDS
-        job = asyncio.create_task(self._save(container, status, location, wanted))
-        job.add_done_callback(lambda _: self._busy.difference_update((container.id, location)))
         try:
-            await asyncio.wait_for(asyncio.shield(job), seconds)
+            await self._within(
+                seconds, claimed, [(container, status)], lambda folders, _wanted: pack(folders[0], location)
+            )
         except TimeoutError:
             raise DeadlineExceeded(f"the checkpoint of {container.id} is not ready after {seconds} s") from None
+
+    async def save_pod(self, pod: Pod, chosen: Sequence[tuple[Container, Any]], location: str) -> None:
+        """Save running containers of a pod, with their ContainerStatus, as they are at one moment, into an empty
+        folder (CheckpointPod). Nothing is left there after a failure, or when the client leaves. Raises
+        FailedPrecondition where they cannot be saved, InvalidArgument for what is no such folder, and what the runtime
+        says."""
+        for container, _ in chosen:
+            self._check(container)
+        await self._thread(podcheckpoint.check_empty, location)
+        claimed = self._begin([container for container, _ in chosen], location)
+        names = [(container.config.metadata.name, container.id) for container, _ in chosen]
+
+        def write(folders: list[str], wanted: asyncio.Event) -> None:
+            podcheckpoint.write(location, pod.id, names, folders, pack, wanted.is_set)
+
+        await self._within(None, claimed, chosen, write)
+
+    async def _within(
+        self,
+        seconds: float | None,
+        claimed: set[str],
+        chosen: Sequence[tuple[Container, Any]],
+        write: Callable[[list[str], asyncio.Event], None],
+    ) -> None:
+        wanted = asyncio.Event()
+        wanted.set()
+        job = asyncio.create_task(self._save(chosen, wanted, write))
+        job.add_done_callback(lambda _: self._busy.difference_update(claimed))
+        try:
+            await asyncio.wait_for(asyncio.shield(job), seconds)
         finally:
-            # It comes to its end, and lets the container go on; nobody wants its archive then.
+            # It comes to its end, and lets the containers go on; nobody wants what it has saved then.
             wanted.clear()
             job.add_done_callback(lambda done: done.cancelled() or done.exception())
 
-    async def _save(self, container: Container, status: Any, location: str, wanted: asyncio.Event) -> None:
+    async def _save(
+        self,
+        chosen: Sequence[tuple[Container, Any]],
+        wanted: asyncio.Event,
+        write: Callable[[list[str], asyncio.Event], None],
+    ) -> None:
         checkpoints, tasks = self._context.checkpoints, self._context.tasks
-        folder = await self._thread(checkpoints.folder)
+        folders: list[str] = []
+        frozen: list[Container] = []
         try:
-            images = os.path.join(folder, "checkpoint")
-            await self._thread(os.mkdir, images, 0o700)
-            process = await tasks.get(NAMESPACE, container.id)
-            options = oci_pb2.CheckpointOptions(image_path=images, work_path=folder)
-            packed = any_pb2.Any(type_url=OPTIONS_TYPE, value=options.SerializeToString())
-            await tasks.pause(NAMESPACE, container.id)
+            pids = []
+            for container, _ in chosen:
+                folders.append(await self._thread(checkpoints.folder))
+                await self._thread(os.mkdir, os.path.join(folders[-1], "checkpoint"), 0o700)
+                pids.append((await tasks.get(NAMESPACE, container.id)).pid)
             try:
-                await tasks.checkpoint(NAMESPACE, container.id, packed)
-                await self._thread(self._describe, container, status, process.pid, folder)
+                for container, _ in chosen:
+                    await tasks.pause(NAMESPACE, container.id)
+                    frozen.append(container)
+                for (container, status), folder, pid in zip(chosen, folders, pids, strict=True):
+                    images = os.path.join(folder, "checkpoint")
+                    options = oci_pb2.CheckpointOptions(image_path=images, work_path=folder)
+                    packed = any_pb2.Any(type_url=OPTIONS_TYPE, value=options.SerializeToString())
+                    await tasks.checkpoint(NAMESPACE, container.id, packed)
+                    await self._thread(self._describe, container, status, pid, folder)
             finally:
-                await asyncio.shield(asyncio.create_task(self._go_on(container)))
+                going = [asyncio.create_task(self._go_on(container)) for container in frozen]
+                await asyncio.shield(asyncio.gather(*going))
             if wanted.is_set():
-                await self._thread(pack, folder, location)
+                await self._thread(write, folders, wanted)
         except OSError as error:
-            raise FailedPrecondition(f"the checkpoint of {container.id} cannot be written: {error}") from None
+            ids = ", ".join(container.id for container, _ in chosen)
+            raise FailedPrecondition(f"the checkpoint of {ids} cannot be written: {error}") from None
         finally:
-            await self._thread(checkpoints.drop, folder)
+            for folder in folders:
+                await self._thread(checkpoints.drop, folder)
 
     async def _go_on(self, container: Container) -> None:
         try:
