@@ -152,4 +152,60 @@ KEYS = (
         {},
         "pods of Kubernetes",
     ),
+    Key(
+        "nri",
+        section(
+            Key("disable", boolean, False, "do without plugins of the Node Resource Interface, where pods are served"),
+            Key("socket-path", path, "/var/run/nri/nri.sock", "socket that plugins connect to"),
+            Key("plugin-path", path, "/opt/nri/plugins", "folder of plugins that are started, called NN-NAME"),
+            Key("plugin-config-path", path, "/etc/nri/conf.d", "their configurations, NN-NAME.conf or NAME.conf"),
+            Key("plugin-registration-timeout", duration, 5.0, "a plugin that has not registered then is disconnected"),
+            Key("plugin-request-timeout", duration, 2.0, "a plugin that has not answered then is disconnected"),
+            Key("disable-connections", boolean, False, "only the plugins that are started here; no socket"),
+            Key(
+                "default-validator",
+                section(
+                    Key("enable", boolean, False, "check what plugins change of containers by these keys"),
+                    Key("reject-oci-hook-adjustment", boolean, False, "no hooks"),
+                    Key(
+                        "reject-runtime-default-seccomp-adjustment",
+                        boolean,
+                        False,
+                        "no other seccomp policy than the runtime's default, where the pod asks for that",
+                    ),
+                    Key(
+                        "reject-unconfined-seccomp-adjustment",
+                        boolean,
+                        False,
+                        "no seccomp policy where the pod asks for none",
+                    ),
+                    Key(
+                        "reject-custom-seccomp-adjustment",
+                        boolean,
+                        False,
+                        "no other seccomp policy than the pod's own",
+                    ),
+                    Key("reject-namespace-adjustment", boolean, False, "no other namespaces"),
+                    Key("reject-sysctl-adjustment", boolean, False, "no sysctls"),
+                    Key(
+                        "required-plugins",
+                        list_of(text),
+                        [],
+                        "plugins without which no container is made; pods may name more in the annotation"
+                        " required-plugins.noderesource.dev",
+                    ),
+                    Key(
+                        "tolerate-missing-plugins-annotation",
+                        text,
+                        "",
+                        "annotation by which a pod does without them; empty: none",
+                    ),
+                ),
+                {},
+                "built-in validator",
+            ),
+        ),
+        {},
+        "plugins of the Node Resource Interface (NRI), where pods are served",
+    ),
 )

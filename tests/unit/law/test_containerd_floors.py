@@ -7,6 +7,7 @@ layers         a layer into a tree, and out of one
 stores         the records, and what is garbage
 runtime        tasks and sandboxes at work: containerd's services for them, without a wire
 transfer       images between registries, archives and the stores
+nri            plugins of the Node Resource Interface, who know nothing of pods here
 state          one record of all that
 server         the wires: gRPC, events of shims, metrics
 services, cri  decode, call, answer
@@ -26,7 +27,7 @@ FLOORS = (
     "core config",
     "snapshotters layers",
     "stores",
-    "runtime transfer",
+    "runtime transfer nri",
     "state server",
     "services cri",
     "daemon",
