@@ -42,6 +42,8 @@ _OLD_NUMBERS: dict[str, dict[str, int]] = {
         "syncfs": 306,
         "sync_file_range": 277,
         "tee": 276,
+        "rt_sigprocmask": 14,
+        "signalfd4": 289,
     },
     "aarch64": {
         "mount": 40,
@@ -63,6 +65,8 @@ _OLD_NUMBERS: dict[str, dict[str, int]] = {
         "syncfs": 267,
         "sync_file_range": 84,
         "tee": 77,
+        "rt_sigprocmask": 135,
+        "signalfd4": 74,
     },
 }
 _OLD_NUMBERS["riscv64"] = _OLD_NUMBERS["aarch64"]
@@ -87,6 +91,8 @@ NR_statx = _old.get("statx", -1)
 NR_syncfs = _old.get("syncfs", -1)
 NR_sync_file_range = _old.get("sync_file_range", -1)
 NR_tee = _old.get("tee", -1)
+NR_rt_sigprocmask = _old.get("rt_sigprocmask", -1)
+NR_signalfd4 = _old.get("signalfd4", -1)
 NR_open_tree = 428
 NR_move_mount = 429
 NR_fsopen = 430

@@ -108,6 +108,33 @@ class Lock:
             self._held = False
 
 
+def tell_outcome(pipe: int, work: Callable[[], Any]) -> bool:
+    """In a forked process: do the work, and tell whoever reads the pipe what came of it. Whether it was done."""
+    try:
+        result = (True, work())
+    except OSError as error:
+        result = (False, (error.errno, str(error.strerror or error), error.filename))
+    except Exception as error:
+        result = (False, str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}")
+    with open(pipe, "wb") as file:
+        file.write(marshal.dumps(result))
+    return result[0]
+
+
+def outcome(pipe: int) -> Any:
+    """What the work's process has told before its end, at most a pipe's capacity: its result. An OSError of it is
+    raised here again, another error as RuntimeError."""
+    data = os.read(pipe, 65536)
+    if not data:
+        raise RuntimeError("the helper process died")
+    done, value = marshal.loads(data)
+    if done:
+        return value
+    if isinstance(value, tuple):
+        raise OSError(*value)
+    raise RuntimeError(value)
+
+
 class Loop:
     """Descriptors, timers, signals and children of one process."""
 
@@ -230,31 +257,15 @@ class Loop:
         if not child:
             try:
                 signal.set_wakeup_fd(-1)
-                try:
-                    result = (True, work())
-                except OSError as error:
-                    result = (False, (error.errno, str(error.strerror or error), error.filename))
-                except Exception as error:
-                    result = (False, str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}")
-                with open(write_end, "wb") as file:
-                    file.write(marshal.dumps(result))
+                tell_outcome(write_end, work)
             finally:
                 os._exit(0)
         os.close(write_end)
         try:
             yield self.wait_exit(child)
-            # At most a pipe's capacity, or the child would not have ended.
-            data = os.read(read_end, 65536)
+            return outcome(read_end)
         finally:
             os.close(read_end)
-        if not data:
-            raise RuntimeError("the helper process died")
-        done, value = marshal.loads(data)
-        if done:
-            return value
-        if isinstance(value, tuple):
-            raise OSError(*value)
-        raise RuntimeError(value)
 
     # coroutines
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from teu.shim.loop import Coroutine, Loop
-    from teu.shim.runtime import Runtime
+    from teu.shim.runtime import Before, Runtime
 else:
     import _signal as signal  # signal is 0.9 MiB more (see teu.linux.sockets)
 
@@ -96,7 +96,7 @@ class Process:
         owner: StreamOwner,
         pid_file: str,
         *args: str,
-        before: Callable[[list[int]], Coroutine] | None = None,
+        before: Before | None = None,
         then: tuple[str, ...] = (),
     ) -> Coroutine:
         """Run a subcommand that starts this process (its last word is the container): give it its streams, and learn
@@ -324,7 +324,7 @@ class Init(Process):
         self._parent_checkpoint: str = request["parent_checkpoint"]
         self.pausing = False
 
-    def _run_first(self, *args: str, before: Callable[[list[int]], Coroutine] | None = None) -> Coroutine:
+    def _run_first(self, *args: str, before: Before | None = None) -> Coroutine:
         pid_file = os.path.join(self.bundle, "init.pid")
         then = ("start", self.id) if before else ()
         yield from self.run_with_stdio(self.runtime, self.owner(), pid_file, *args, before=before, then=then)
@@ -333,10 +333,10 @@ class Init(Process):
         """Whose the streams of this container's processes are."""
         return StreamOwner(self.id, self._namespace, self._options["io_uid"], self._options["io_gid"])
 
-    def create(self, before: Callable[[list[int]], Coroutine]) -> Coroutine:
+    def create(self, before: Before) -> Coroutine:
         """Create the container, `before` done first; from a checkpoint this waits for start()."""
         if self._checkpoint:
-            yield from before([])
+            yield from before.apart(self.loop, [])
             return
         args = ["create", "--bundle", self.bundle]
         if self._options["no_pivot_root"]:

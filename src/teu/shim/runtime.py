@@ -21,6 +21,7 @@ import sys
 
 from teu.linux import commandline
 from teu.oci import jsontext
+from teu.shim.loop import outcome, tell_outcome
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -85,6 +86,39 @@ def find_binary(name: str, path: str | None = None) -> str:
     raise RuntimeFailed(f"OCI runtime {name!r}: executable file not found in $PATH")
 
 
+class Before:
+    """What comes before a run of the runtime: `work`, in a process of its own, which is given the processes that have
+    been started already, then `done` in the shim, with what came of it. `failed` has the words for an OSError of it."""
+
+    __slots__ = ("done", "failed", "work")
+
+    def __init__(
+        self,
+        work: Callable[[list[int]], Any],
+        done: Callable[[Any], None],
+        failed: Callable[[OSError], Exception],
+    ) -> None:
+        self.work = work
+        self.done = done
+        self.failed = failed
+
+    def apart(self, loop: Loop, started: list[int]) -> Coroutine:
+        """In a process that does nothing else."""
+        try:
+            found = yield from loop.in_fork(lambda: self.work(started))
+        except OSError as error:
+            raise self.failed(error) from error
+        self.done(found)
+
+    def take(self, pipe: int) -> None:
+        """Of a process that has told and ended."""
+        try:
+            found = outcome(pipe)
+        except OSError as error:
+            raise self.failed(error) from error
+        self.done(found)
+
+
 class Loaded:
     """A runtime's program in this process's memory, to be run by forks."""
 
@@ -111,14 +145,16 @@ class Loaded:
         except OSError:
             return False
 
-    def fork(self, command: list[str], stdio: tuple[int, int, int]) -> int:
-        """A process that runs it; its pid."""
+    def fork(self, command: list[str], stdio: tuple[int, int, int], before: Before | None, pipe: int) -> int:
+        """A process that runs it; its pid. What comes before is done there as well, and told by the pipe."""
         child = os.fork()
         if child:
             return child
         try:
             gc.disable()
             signal.set_wakeup_fd(-1)
+            if before is not None and not tell_outcome(pipe, lambda: before.work([])):
+                return 0  # nobody's: it ends below
             for number in _RESET_SIGNALS:
                 signal.signal(number, signal.SIG_DFL)
             for n, fd in enumerate(stdio):
@@ -183,7 +219,10 @@ class Run:
         stdio: tuple[int, int, int] | None,
         held: bool = False,
         loaded: Loaded | None = None,
+        before: Before | None = None,
     ) -> None:
+        self._before = before
+        self._told = -1
         self._log = log
         self._log_size = _size(log)
         self._name = os.path.basename(command[0])
@@ -203,10 +242,15 @@ class Run:
                 self._own(wait)
                 actions.append((os.POSIX_SPAWN_DUP2, wait, wait))  # the same number, but inherited
                 environment = {**os.environ, HOLD_VARIABLE: str(wait)}
+            if before is not None:
+                self._told, pipe = os.pipe2(os.O_CLOEXEC)
+                self._own(self._told)
+            else:
+                pipe = -1
             try:
                 with _Inside(folder):
                     self.pid = (
-                        loaded.fork(command, stdio)
+                        loaded.fork(command, stdio, before, pipe)
                         if loaded
                         else os.posix_spawn(
                             command[0], command, environment, file_actions=actions, setsigdef=_RESET_SIGNALS
@@ -214,6 +258,9 @@ class Run:
                     )
             except OSError as error:
                 raise RuntimeFailed(f"cannot run {command[0]}: {error.strerror}") from error
+            finally:
+                if pipe >= 0:
+                    os.close(pipe)
         except BaseException:
             self._close()
             raise
@@ -251,6 +298,8 @@ class Run:
         """To the end; RuntimeFailed unless it succeeded, else what it wrote to standard output."""
         status = yield self._exit
         try:
+            if self._before is not None:
+                self._before.take(self._told)
             code = os.waitstatus_to_exitcode(status)
             if code:
                 raise RuntimeFailed(self._reason(code), max(0, -code))
@@ -306,27 +355,37 @@ class Runtime:
         loaded = None if held else self._loaded(args[0])
         return Run(self._loop, self.command(*args), self._bundle, self.log, stdio, held, loaded)
 
+    def _start_after(self, before: Before, args: tuple[str, ...], stdio: tuple[int, int, int] | None) -> Run | None:
+        """Both in one process, where the runtime is in memory: a fork less, 430 of 3060 page faults. Else None."""
+        loaded = self._loaded(args[0])
+        if loaded is None:
+            return None
+        return Run(self._loop, self.command(*args), self._bundle, self.log, stdio, loaded=loaded, before=before)
+
     def run(
         self,
         *args: str,
         stdio: tuple[int, int, int] | None = None,
-        before: Callable[[list[int]], Coroutine] | None = None,
+        before: Before | None = None,
         then: tuple[str, ...] = (),
     ) -> Coroutine:
         """Run a subcommand to its end; RuntimeFailed unless it succeeds.
 
         `stdio` is for create, restore and exec: the descriptors that the container's process gets.  Else
-        standard input is empty and the result is what was written to standard output.  `before` is a
-        coroutine to do first; it is given the processes that have been started already.  `then` is the subcommand
-        that will follow."""
+        standard input is empty and the result is what was written to standard output.  `before` is to be
+        done first.  `then` is the subcommand that will follow."""
         run = self._ahead.pop(args, None)
-        if run is None and before is not None and self._can_be_held() and not self._loaded(args[0]):
-            run = self._start(args, stdio, held=True)
-            if then:
-                self.start_ahead(*then)
+        if run is None and before is not None:
+            run = self._start_after(before, args, stdio)
+            if run is not None:
+                return (yield from run.wait())
+            if self._can_be_held():
+                run = self._start(args, stdio, held=True)
+                if then:
+                    self.start_ahead(*then)
         if before is not None:
             try:
-                yield from before([each.pid for each in (run, *self._ahead.values()) if each])
+                yield from before.apart(self._loop, [each.pid for each in (run, *self._ahead.values()) if each])
             except BaseException:
                 if run:
                     run.cancel()

@@ -15,7 +15,7 @@ from teu.oci import jsontext
 from teu.shim import cgroup, placement, rootfs
 from teu.shim.loop import EPOLLPRI, Lock
 from teu.shim.process import Exec, Init, Process, check_exec_id
-from teu.shim.runtime import Runtime, RuntimeFailed
+from teu.shim.runtime import Before, Runtime, RuntimeFailed
 from teu.shim.sandbox import Sandbox
 from teu.ttrpc import messages as m
 from teu.ttrpc.status import (
@@ -281,7 +281,7 @@ class Service:
         init.starting = True
         init.on_exited = lambda status: self._init_exited(container, status)
         try:
-            yield from init.create(lambda running: self._prepare(container, running, options, request["rootfs"]))
+            yield from init.create(self._preparation(container, options, request["rootfs"]))
         except BaseException:
             if container.mounted:
                 rootfs.unmount_all(os.path.join(bundle, "rootfs"))
@@ -305,22 +305,23 @@ class Service:
         init.started()
         return {"pid": init.pid}
 
-    def _prepare(
-        self, container: Container, running: list[int], options: dict[str, Any], mounts: list[dict[str, Any]]
-    ) -> Coroutine:
-        """What comes before the runtime's work: the shim's scope, and with it the processes `running` already,
+    def _preparation(self, container: Container, options: dict[str, Any], mounts: list[dict[str, Any]]) -> Before:
+        """What comes before the runtime's work: the shim's scope, and with it the processes that run already,
         the spec, the options on disk, and the root file system."""
-        pids = [os.getpid(), *running]
-        try:
-            traits, place, complaint = yield from self._loop.in_fork(
-                lambda: self._prepare_in_fork(pids, container.init.id, container.bundle, options, mounts)
-            )
-        except OSError as error:
-            raise StatusError(UNKNOWN, f"failed to prepare container {container.init.id}: {error}") from error
-        self._placement.restore(place)
-        container.stop_signal, container.stop_timeout, container.shares_pids = traits
-        if complaint:
-            self._log(complaint)
+        shim, name = os.getpid(), container.init.id
+
+        def done(found: tuple[Any, ...]) -> None:
+            traits, place, complaint = found
+            self._placement.restore(place)
+            container.stop_signal, container.stop_timeout, container.shares_pids = traits
+            if complaint:
+                self._log(complaint)
+
+        return Before(
+            lambda started: self._prepare_in_fork([shim, *started], name, container.bundle, options, mounts),
+            done,
+            lambda error: StatusError(UNKNOWN, f"failed to prepare container {name}: {error}"),
+        )
 
     def _prepare_in_fork(
         self, pids: list[int], name: str, bundle: str, options: dict[str, Any], mounts: list[dict[str, Any]]
@@ -594,7 +595,12 @@ class Service:
         if isinstance(process, Exec):
             process.kill(request["signal"])
         else:
-            yield from container.init.kill(request["signal"], request["all"])
+            init, everything = container.init, request["all"]
+            if request["signal"] == signal.SIGKILL and not container.shares_pids and init.runtime.is_plain:
+                # The kernel ends a pid namespace with its first process: the runtime need not be run for that. Where it
+                # is not so simple, frozen or about to end, the runtime knows what to do.
+                everything = everything and (init.status != m.RUNNING or container.init_status is not None)
+            yield from init.kill(request["signal"], everything)
 
     def _locked(self, container: Container, work: Coroutine, event: str = "", **fields: str) -> Coroutine:
         yield container.lock.acquire()

@@ -18,13 +18,16 @@ from teu.ttrpc import messages as m
 NS = "default"
 ENDED = {"seconds": 1_700_000_000, "nanos": 5}
 ENDED_NS = 1_700_000_000 * 10**9 + 5
-# `delete` prints task.DeleteResponse{pid: 42, exit_status: 9}, unless it is to be killed once; `start` may take a while
+# `delete` prints task.DeleteResponse{pid: 42, exit_status: 9}, unless it is to be killed once; both may take a while
 PROGRAM = """#!/bin/sh
 for word; do :; done
 echo "$word" >>"$0.words"
 case "$word" in
 start) [ ! -e "$0.slow" ] || sleep 0.5; cat "$0.start"; exit "$(cat "$0.status")" ;;
-delete) if [ -e "$0.killed" ]; then rm "$0.killed"; kill -9 $$; fi; printf '\\010\\052\\020\\011' ;;
+delete)
+    if [ -e "$0.lazy" ]; then rm "$0.lazy"; sleep 0.5; fi
+    if [ -e "$0.killed" ]; then rm "$0.killed"; kill -9 $$; fi
+    printf '\\010\\052\\020\\011' ;;
 -info) printf '\\012\\004fake' ;;
 esac
 """
@@ -61,6 +64,13 @@ class FakeShim:
         self._pids = iter(range(100, 10_000))
         self._server: asyncio.AbstractServer | None = None
         self._writers: set[asyncio.StreamWriter] = set()
+
+    def is_named(self, name: str) -> None:
+        """Before its first start: the program's name."""
+        program = Path(self.program).with_name(name)
+        Path(self.program).rename(program)
+        self.program = str(program)
+        self.print(f"unix://{self.socket}")
 
     def print(self, text: str, code: int = 0) -> None:
         """What the program's `start` prints, and its exit status."""

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -97,6 +98,23 @@ def test_a_sandbox_whose_shim_dies(house: Callable[[Test], None]) -> None:
     house(test)
 
 
+def test_the_next_of_a_name_waits_for_what_a_dead_one_has_left(house: Callable[[Test], None]) -> None:
+    async def test(house: House) -> None:
+        await started(house)
+        shim = house.context.sandbox_manager.get(NS, "s").shim
+        Path(f"{house.shim.program}.lazy").touch()
+        house.shim.die()
+        while house.shim.words() != ["start", "delete"]:
+            await asyncio.sleep(0.001)
+        await house.shim.__aenter__()  # its socket is there again
+        await create(house)
+        await asyncio.sleep(0.7)
+        assert house.bundle("s").exists() and shim.gone.done()
+        assert house.shim.words() == ["start", "delete", "start"]
+
+    house(test)
+
+
 def test_a_shim_that_does_not_answer_stops_no_removal(
     house: Callable[[Test], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -111,6 +129,46 @@ def test_a_shim_that_does_not_answer_stops_no_removal(
         await started(house, "t")
         house.shim.hold.clear()
         assert await house.context.sandbox_manager.shutdown(NS, "t") is True
+
+    house(test)
+
+
+@pytest.mark.parametrize(
+    ("name", "dies", "words"),
+    [
+        ("containerd-shim-teu-v2", False, ["start"]),
+        ("containerd-shim-teu-v2", True, ["start", "delete"]),
+        ("containerd-shim-other-v1", False, ["start", "delete"]),
+    ],
+)
+def test_after_our_own_shim_that_ends_by_itself_nothing_is_cleaned_up(
+    house: Callable[[Test], None], name: str, dies: bool, words: list[str]
+) -> None:
+    async def test(house: House) -> None:
+        house.shim.is_named(name)
+        await started(house)
+        shim = house.context.sandbox_manager.get(NS, "s").shim
+        if dies:
+            house.shim.die()
+        else:
+            assert await house.context.sandbox_manager.shutdown(NS, "s")
+        await shim.gone
+        assert house.shim.words() == words and not house.bundle("s").exists()
+
+    house(test)
+
+
+def test_a_shim_that_says_so_and_does_not_end_is_cleaned_up_after(
+    house: Callable[[Test], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("teu.containerd.runtime.shims.SHUTDOWN_TIMEOUT", 0.3)
+
+    async def test(house: House) -> None:
+        house.shim.is_named("containerd-shim-teu-v2")
+        house.shim.ends_when_told = False
+        await started(house)
+        assert await house.context.sandbox_manager.shutdown(NS, "s")
+        assert house.shim.words() == ["start", "delete"] and not house.bundle("s").exists()
 
     house(test)
 

@@ -225,6 +225,7 @@ def test_what_is_stored_on_the_wire(house: Callable[[Test], None]) -> None:
             assert (await client.refused(S + "diff.v1.Diff", "Diff", media_type="none"))[0] != "OK"
             assert (await client.call(S + "version.v1.Version", "Version")).version
             assert (await client.call("grpc.health.v1.Health", "Check")).status == 1
+            assert (await client.call("grpc.health.v1.Health", "List")).statuses[""].status == 1
 
     house(test)
 

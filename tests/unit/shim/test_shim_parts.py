@@ -569,7 +569,7 @@ def test_a_program_is_loaded_once_and_run_by_forks(short_path: Path) -> None:
     files = [os.memfd_create(name) for name in ("in", "out", "errors")]
     listening = os.memfd_create("a descriptor of the shim's, which the program must not get")
     try:
-        pid = loaded.fork([str(program), "greet", "you"], (files[0], files[1], files[2]))
+        pid = loaded.fork([str(program), "greet", "you"], (files[0], files[1], files[2]), None, -1)
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 3
         # the fourth is the listing's own
         told = repr(([str(program), "greet", "you"], ["0", "1", "2", "3"]))
@@ -584,6 +584,40 @@ def test_a_program_is_loaded_once_and_run_by_forks(short_path: Path) -> None:
         program.write_text(other)
         with pytest.raises(ValueError, match="cannot be loaded"):
             runtime.Loaded(str(program))
+
+
+def test_what_comes_before_is_done_in_the_runtimes_process(short_path: Path) -> None:
+    """It is told when that has ended; where it fails the runtime does not run."""
+    program = short_path / "greeter"
+    program.write_text(
+        "#!/usr/bin/python3\n# loadable: greet\nimport os, sys\n"
+        "def main():\n    os.write(2, b'not well')\n    os._exit(3)\n"
+        "if __name__ == '__main__':\n    os._exit(5)\n"
+    )
+    loaded = runtime.Loaded(str(program))
+    command = [str(program), "greet"]
+    for ending, told, failure in (
+        (None, ["runs", "/"], "not well"),
+        (OSError(28, "no space left", "/x"), [], "failed: [Errno 28] no space left: '/x'"),
+        (LookupError("y"), [], "LookupError: y"),
+    ):
+        found: list[object] = []
+
+        def work(started: list[int], ending: Exception | None = ending) -> object:
+            assert started == []
+            if ending is not None:
+                raise ending
+            return ["runs", "/"]
+
+        before = runtime.Before(work, found.extend, lambda error: ValueError(f"failed: {error}"))
+        loop = Loop()
+        run = runtime.Run(loop, command, "/", str(short_path / "log"), None, loaded=loaded, before=before)
+        result = loop.spawn(run.wait())
+        result.then(lambda _, loop=loop: loop.stop())
+        loop.run()
+        loop.close()
+        assert found == told and str(result.error) == failure
+        assert isinstance(result.error, runtime.RuntimeFailed) == (ending is None)
 
 
 def test_what_is_immortal_counts_no_references() -> None:

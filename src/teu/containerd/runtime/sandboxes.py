@@ -186,6 +186,7 @@ class Manager:
         answered = True
         try:
             await asyncio.wait_for(sandbox.call("ShutdownSandbox", sandbox_id=id), STOP_TIMEOUT)
+            sandbox.shim.dismissed = True
         except (Unavailable, NotFound):
             pass  # it is gone, which is what was asked
         except TimeoutError:

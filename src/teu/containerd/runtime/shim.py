@@ -87,6 +87,8 @@ class Shim:
         self.log_reader: LogReader | None = None
         # whether its end is expected, so that losing the connection means nothing
         self.leaving = False
+        # whether it has answered to the end of its sandbox, and so ends by itself
+        self.dismissed = False
         # whether the task exists, so that the death of the shim is the task's exit
         self.created = False
         # whether the container's exit was published by the shim itself
@@ -96,6 +98,7 @@ class Shim:
         # set when the shim is gone and cleaned up
         self.gone: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
         self.deletion: asyncio.Task[Exit] | None = None  # the one under way
+        self.cleanup: asyncio.Future[Exit] | None = None  # of what a dead one has left
         self._waits: dict[str, asyncio.Task[Answer]] = {}  # by exec id, "" for the first process
 
     @property

@@ -278,11 +278,18 @@ class Shims:
             if self.closing:
                 # Its connection is gone, or goes at any moment: the next daemon finds it half made, and undoes it.
                 return
-            ended = await asyncio.get_running_loop().run_in_executor(None, self._programs.delete, shim)
+            ended = await self._cleaned_up(shim)
             if not shim.gone.done():
                 shim.gone.set_result(ended)
         finally:
             self._forget(shim)
+
+    async def _cleaned_up(self, shim: Shim) -> Exit:
+        """What its program's `delete` says, after which its bundle is gone: once, for whoever wants it. A second one
+        would take the bundle of the next of its name."""
+        if shim.cleanup is None:
+            shim.cleanup = asyncio.get_running_loop().run_in_executor(None, self._programs.delete, shim)
+        return await asyncio.shield(shim.cleanup)
 
     async def _give_up(self, shim: Shim) -> None:
         """Delete what its shim has made, and end it; on a connection of its own where it has lost the other."""
@@ -320,6 +327,7 @@ class Shims:
             try:
                 await asyncio.wait_for(client.closed.wait(), SHUTDOWN_TIMEOUT)
             except TimeoutError:
+                shim.dismissed = False
                 log.warning("the shim of %s/%s does not end", shim.namespace, shim.id, extra=shim.fields)
                 if now and self._may_be_killed(shim):
                     await self._kill(shim)
@@ -411,7 +419,7 @@ class Shims:
         """After a shim that died: kill and remove what it left, and tell the exit if it had not yet."""
         log.warning("the shim of %s/%s is gone: cleaning up", shim.namespace, shim.id, extra=shim.fields)
         shim.leaving = True
-        ended = await asyncio.get_running_loop().run_in_executor(None, self._programs.delete, shim)
+        ended = await self._cleaned_up(shim)
         # Its last events may still be on their way through the event service's connection.
         await asyncio.sleep(0)
         when = _timestamp(ended.at)

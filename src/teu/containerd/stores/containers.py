@@ -98,8 +98,13 @@ class Containers:
 
     def require(self, namespace: str, id: str) -> None:
         """As `get`, for who needs nothing of the record: it is not taken to pieces."""
-        if not self._database.one("SELECT 1 FROM containers WHERE namespace = ? AND id = ?", (namespace, id)):
+        if not self.exists(namespace, id):
             raise NotFound(f'container "{id}" in namespace "{namespace}"')
+
+    def exists(self, namespace: str, id: str) -> bool:
+        """Whether there is a record of that id."""
+        query = "SELECT 1 FROM containers WHERE namespace = ? AND id = ?"
+        return self._database.one(query, (namespace, id)) is not None
 
     def find(self, namespace: str, filters: Sequence[str] = ()) -> list[containers_pb2.Container]:
         """The records that one of the filters lets through, by id; all of them without filters."""
@@ -115,14 +120,17 @@ class Containers:
         )
         return [(row[9], container) for row in rows if label in (container := _from_row(row)).labels]
 
-    def create(self, namespace: str, container: containers_pb2.Container) -> containers_pb2.Container:
-        """Store a record; it is returned with its times. AlreadyExists for an id in use."""
+    def create(
+        self, namespace: str, container: containers_pb2.Container, *, durable: bool = True
+    ) -> containers_pb2.Container:
+        """Store a record; it is returned with its times. AlreadyExists for an id in use. `durable`: before this
+        returns, and not with the next change that is."""
         try:
             _validate(container)
         except InvalidArgument as error:
             raise InvalidArgument(f"create container failed validation: {error}") from None
         stamp = now()
-        with self._database.transaction() as execute:
+        with self._database.transaction(durable=durable) as execute:
             self._database.ensure_namespace(namespace)
             if execute("SELECT 1 FROM containers WHERE namespace = ? AND id = ?", (namespace, container.id)).fetchone():
                 raise AlreadyExists(f'container "{container.id}"')
@@ -202,9 +210,10 @@ class Containers:
         for listener in self._listeners:
             listener(container)
 
-    def delete(self, namespace: str, id: str) -> None:
-        """Remove a record, whatever becomes of its task and its snapshot."""
-        with self._database.transaction() as execute:
+    def delete(self, namespace: str, id: str, *, durable: bool = True) -> None:
+        """Remove a record, whatever becomes of its task and its snapshot. `durable`: before this returns, and not with
+        the next change that is."""
+        with self._database.transaction(durable=durable) as execute:
             if not execute("DELETE FROM containers WHERE namespace = ? AND id = ?", (namespace, id)).rowcount:
                 raise NotFound(f'container "{id}" in namespace "{namespace}"')
         self._database.mutated()

@@ -76,6 +76,12 @@ class Images:
         self._events = events
         self._leases = leases
 
+    @property
+    def version(self) -> int:
+        """A number that grows with whatever is stored, of images or of anything else: what was found before is what
+        would be found now, while it is the same."""
+        return self._database.committed
+
     def get(self, namespace: str, name: str) -> images_pb2.Image:
         """The image of that name."""
         row = self._database.one(f"SELECT {_COLUMNS} FROM images WHERE namespace = ? AND name = ?", (namespace, name))

@@ -79,11 +79,12 @@ class Sandboxes:
 
         return [sandbox for sandbox in map(_from_row, rows) if accept(adaptor(sandbox))]
 
-    def create(self, namespace: str, sandbox: sandbox_pb2.Sandbox) -> sandbox_pb2.Sandbox:
-        """Store a record; it is returned with its times. AlreadyExists for an id in use."""
+    def create(self, namespace: str, sandbox: sandbox_pb2.Sandbox, *, durable: bool = True) -> sandbox_pb2.Sandbox:
+        """Store a record; it is returned with its times. AlreadyExists for an id in use. `durable`: before this
+        returns, and not with the next change that is."""
         _validate(sandbox)
         stamp = now()
-        with self._database.transaction() as execute:
+        with self._database.transaction(durable=durable) as execute:
             self._database.ensure_namespace(namespace)
             if execute(
                 "SELECT 1 FROM sandboxes WHERE namespace = ? AND id = ?", (namespace, sandbox.sandbox_id)
