@@ -24,6 +24,7 @@ import socket
 import subprocess
 import sys
 import tarfile
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -160,12 +161,16 @@ def bench_quiet() -> Iterator[Row]:
         path.write_text("idle-exit: 2s\n")
     memory = Row(f"{QUIET} quiet containers and no client: memory", "MiB", note="proportional, beside the containers'")
     count = Row(f"{QUIET} quiet containers and no client: processes", "", note="beside the containers'")
-    commands = {**ENGINES, "podman": ["podman"]}
+    # podman's crun wants the pids controller for its cgroup, which the namespace lab does not have.
+    commands = {
+        **{who: [*cmd, "run"] for who, cmd in ENGINES.items()},
+        "podman": ["podman", "run", "--cgroups=disabled"],
+    }
     try:
         run(["systemctl", "restart", "teud.service", "teu-containerd.service"])
         for cmd in commands.values():
             for i in range(QUIET):
-                run([*cmd, "run", "-d", "--network", "host", "--name", f"q{i}", IMAGE, "sleep", "3600"])
+                run([*cmd, "-d", "--network", "host", "--name", f"q{i}", IMAGE, "sleep", "3600"])
         deadline = time.monotonic() + LEAVE_SECONDS
         while pids_named("teud") or pids_named("teu-containerd"):
             if time.monotonic() > deadline:
@@ -183,6 +188,33 @@ def bench_quiet() -> Iterator[Row]:
         run(["systemctl", "restart", "teud.service", "teu-containerd.service"])
         remove_all()
         run(["podman", "rm", "-f", "-t", "0", *(f"q{i}" for i in range(QUIET))])
+
+
+DECLARED = 50
+GENERATORS = {
+    "teu": ("/usr/lib/systemd/system-generators/teu-system-generator", "TEU_UNIT_DIRS"),
+    "podman": ("/usr/lib/systemd/system-generators/podman-system-generator", "QUADLET_UNIT_DIRS"),
+}
+
+
+def bench_generator(rounds: int) -> Iterator[Row]:
+    """What declared containers cost each boot and each daemon-reload, which wait for the generators."""
+    with tempfile.TemporaryDirectory() as folder:
+        files, target = Path(folder, "files"), Path(folder, "units")
+        for path in (files, target):
+            path.mkdir()
+        for number in range(DECLARED):
+            (files / f"web{number}.container").write_text(
+                f"[Unit]\nDescription=Site {number}\n[Container]\nImage=docker.io/library/busybox:latest\n"
+                f"PublishPort=127.0.0.1:{9000 + number}:80\nVolume=/srv:/srv:ro\nEnvironment=A=1 B=2\nExec=httpd -f\n"
+                "[Service]\nRestart=always\n[Install]\nWantedBy=multi-user.target\n"
+            )
+        jobs: dict[str, Callable[[int], object]] = {}
+        for who, (program, variable) in GENERATORS.items():
+            environment = {"PATH": "/usr/bin", variable: str(files)}
+            argv = [program, str(target), str(target), str(target)]
+            jobs[who] = lambda _i, argv=argv, env=environment: run(argv, env=env)  # type: ignore[misc]
+        yield turns(f"generator, {DECLARED} declared containers", jobs, rounds, warmup=2)
 
 
 def bench_tasks(rounds: int) -> Iterator[Row]:
@@ -490,6 +522,12 @@ def bench_network(group: str, rounds: int) -> Iterator[Row]:
     yield from networks.GROUPS[group](rounds)
 
 
+def bench_cri(rounds: int) -> Iterator[Row]:
+    import cri
+
+    yield from cri.rows(rounds)
+
+
 def head() -> str:
     versions = []
     for argv in (
@@ -519,8 +557,10 @@ GROUPS: dict[str, Callable[[int], Iterator[Row]]] = {
     "exec": bench_exec,
     "memory": lambda _: bench_memory(),
     "quiet": lambda _: bench_quiet(),
+    "generator": bench_generator,
     "tasks": bench_tasks,
     "crowd": lambda _: bench_crowd(),
+    "cri": bench_cri,
     "logs": lambda _: bench_logs(200, 3),
     "pull": lambda _: bench_pull(5),
     "wake": lambda _: bench_wake(5),

@@ -76,6 +76,7 @@ class Client:
         self.network = network
         self.daemon = daemon
         self.folder = folder  # of the test: logs, sources of mounts
+        self.nri = str(folder / "nri.sock")
         self.channel: Any = None
         self.connect()
         self._count = 0
@@ -200,11 +201,14 @@ def open_ways(daemon: peers.Containerd) -> None:
         folder.chmod(0o711)
 
 
-def launch(daemon: TeuContainerd, folder: Path, more: str = "") -> None:
-    """teu-containerd with the CRI."""
+def launch(daemon: TeuContainerd, folder: Path, more: str = "", nri: str = "", socket: str = "") -> None:
+    """teu-containerd with the CRI; `more` and `nri` are keys of those sections, and `socket` is where it listens for
+    plugins."""
     daemon.launch(
         f"wake: []\ncri:\n  enabled: true\n  networks: {folder}/net.d\n  network-plugins: [{PLUGINS}]\n"
         f"  registries: {folder}/certs.d\n{more}"
+        f"nri:\n  socket-path: {socket or folder / 'nri.sock'}\n  plugin-path: {folder}/nri\n"
+        f"  plugin-config-path: {folder}/nri\n{nri}"
     )
 
 
@@ -244,6 +248,8 @@ class TheirContainerd(peers.Containerd):
             f'    conf_template = "{template}"\n'
             f'  [{plugin}.registry]\n    config_path = "{folder}/certs.d"\n'
             f'  [{plugin}.containerd.runtimes.runc]\n    runtime_type = "io.containerd.runc.v2"\n'
+            f'[plugins."io.containerd.nri.v1.nri"]\n  disable = false\n  socket_path = "{folder}/own/nri.sock"\n'
+            f'  plugin_path = "{folder}/own/nri"\n'
         )
         if newer:
             program = folder / "runc"
@@ -263,7 +269,7 @@ class TheirContainerd(peers.Containerd):
 
 
 @contextlib.contextmanager
-def ours(more: str = "", version: str = "1.0.0") -> Iterator[Client]:
+def ours(more: str = "", version: str = "1.0.0", nri: str = "", socket: str = "") -> Iterator[Client]:
     """teu-containerd's CRI alone, with the busybox image."""
     with tempfile.TemporaryDirectory(prefix="teu-cri-", dir="/run") as place:
         folder = Path(place)
@@ -273,7 +279,7 @@ def ours(more: str = "", version: str = "1.0.0") -> Iterator[Client]:
         open_ways(daemon)
         client = Client("teu", daemon, folder, network)
         try:
-            launch(daemon, folder, more)
+            launch(daemon, folder, more, nri, socket)
             daemon.load_busybox("k8s.io")
             yield client
         finally:

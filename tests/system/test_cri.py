@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import tempfile
 import threading
@@ -109,7 +110,7 @@ TEMPLATE = """{
     {
       "type": "bridge", "bridge": "cni-made", "isGateway": true,
       "ipam": {
-        "type": "host-local", "dataDir": "/run/teu-made",
+        "type": "host-local", "dataDir": "/run/cni-made",
         "ranges": [{{range $i, $range := .PodCIDRRanges}}{{if $i}}, {{end}}[{"subnet": "{{$range}}"}]{{end}}],
         "routes": [{{range $i, $route := .Routes}}{{if $i}}, {{end}}{"dst": "{{$route}}"}{{end}}]
       }
@@ -144,6 +145,7 @@ def test_a_network_is_made_of_a_template(tmp_path: Path) -> None:
         told("10.86.0.0/24")  # it has one now
         assert "10.87.0.0" in made[one].read_text()
     peers.run("ip", "link", "delete", "cni-made", code=None)
+    shutil.rmtree("/run/cni-made")  # the addresses of host-local
 
 
 def test_off_by_default() -> None:
@@ -511,6 +513,20 @@ def test_host_namespaces(pair: tuple[Client, Client]) -> None:
 
 
 @pytest.mark.needs("catatonit")
+def test_sysctls_of_a_pod(pair: tuple[Client, Client]) -> None:
+    # The namespace lab has /proc/sys read only, as hosts that are containers themselves.
+    wanted = {"kernel.shm_rmid_forced": "1", "fs.mqueue.msg_max": "100", "net.core.somaxconn": "77"}
+    names = [f"/proc/sys/{name.replace('.', '/')}" for name in wanted]
+
+    def told(client: Client) -> list[str]:
+        pod = client.run_pod("sysctls", linux={"sysctls": wanted})
+        found = client.output(pod, "c", ["cat", *names]).split()
+        client.remove_pod(pod)
+        return found
+
+    assert compared(pair, told) == ["1", "100", "77"]
+
+
 def test_containers_that_see_each_other(pair: tuple[Client, Client]) -> None:
     for one in pair:
         options = {"pid": cri.POD}

@@ -81,7 +81,8 @@ def test_resources_survive_the_daemon() -> None:
         assert one.status(id).resources.linux.cpu_shares == 77
         assert spec_of(one, id)["annotations"]["why"] == "resize"
         info = json.loads(one.call("PodSandboxStatus", pod_sandbox_id=pod[0], verbose=True).info["info"])
-        assert info["config"]["linux"]["resources"]["cpuShares"] == "99"
+        assert info["config"]["linux"]["resources"]["cpu_shares"] == 99
+        assert info["resources"] == {"linux": {"cpu_shares": 99}}
 
 
 def test_resources_of_what_is_not_there(one: Client) -> None:

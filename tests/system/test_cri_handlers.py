@@ -81,6 +81,20 @@ def test_a_whole_life(one: Client, handler: str) -> None:
 
 
 @pytest.mark.needs("catatonit")
+def test_the_end_of_a_container_runs_the_runtime_once(tmp_path: Path) -> None:
+    program, noted = tmp_path / "teu-runc", tmp_path / "noted"
+    note = f'case $word in create|start|kill|delete) echo "$word" >>{noted};; esac'
+    program.write_text(f'#!/bin/sh\nfor word; do {note}; done\nexec /usr/sbin/teu-runc "$@"\n')
+    program.chmod(0o755)
+    with crihouse.ours(f"  runtimes:\n    noted: {{binary: {program}}}\n") as one:
+        pod = run_pod(one, "noted", "noted")
+        id = one.run_container(pod, "c", ["sleep", "1000"])
+        assert sorted(noted.read_text().split()) == ["create", "start"]
+        one.call("StopContainer", container_id=id, timeout=0)
+        assert one.status(id).exit_code == 137
+        assert sorted(noted.read_text().split()) == ["create", "delete", "start"]
+
+
 @pytest.mark.parametrize("handler", HANDLERS)
 def test_processes_are_shared(one: Client, handler: str) -> None:
     config = one.pod_config(f"shared-{handler}")

@@ -205,7 +205,7 @@ def test_an_archive_is_as_containerds(pair: tuple[Client, Client], tmp_path: Pat
             client.call("CheckpointContainer", container_id=id, location=str(place), timeout=60)
             found = read(place)
             with tarfile.open(fileobj=io.BytesIO(found["rootfs-diff.tar"])) as changes:
-                changed = [name.strip("/") for name in changes.getnames() if "count" in name]
+                changed = [name.strip("/") for name in changes.getnames() if "made" in name]
             status = json.loads(found["status.dump"])
             images = {name for name in found if name.startswith("checkpoint/") and "-" not in name}
             return {

@@ -123,15 +123,7 @@ def test_users_with_the_hosts_network(one: Client) -> None:
     one.remove_pod(pod)
 
 
-@pytest.fixture
-def writable() -> Iterator[None]:
-    """/proc/sys, which the lab's systemd has read only."""
-    peers.run("mount", "-o", "remount,bind,rw", "/proc/sys")
-    yield
-    peers.run("mount", "-o", "remount,bind,ro", "/proc/sys")
-
-
-def test_sysctls_of_such_a_pod(one: Client, writable: None) -> None:
+def test_sysctls_of_such_a_pod(one: Client) -> None:
     wanted = {"kernel.shm_rmid_forced": "1", "net.core.somaxconn": "77"}
     more = options()
     pod = one.run_pod("sysctls", linux={**more["linux"], "sysctls": wanted})

@@ -18,6 +18,7 @@ from teu.containerd.core.errors import DeadlineExceeded, FailedPrecondition, Not
 from teu.containerd.cri import containers, events, pods, resize, service
 from teu.containerd.cri.events import Events
 from teu.containerd.cri.handlers import Handlers
+from teu.containerd.cri.nri import Nri
 from teu.containerd.cri.records import CONTAINER_EXTENSION, EXITED, RUNNING, Container, Pod, Records
 from teu.containerd.cri.resize import Resizes, merged
 from teu.containerd.server import rpc
@@ -77,7 +78,7 @@ def test_a_container_that_does_not_run_has_them_for_later(context: Context) -> N
     records, pod = pod_of(context)
     container = container_of(context, records, pod)
     asked = cri.LinuxContainerResources(cpu_shares=20, memory_limit_in_bytes=1 << 20, oom_score_adj=7)
-    asyncio.run(Resizes(context, records).container(container, asked, {"note": "x"}))
+    asyncio.run(Resizes(context, records, Nri(context.config["nri"])).container(container, asked, {"note": "x"}))
     made = json.loads(context.containers.get("k8s.io", container.id).spec.value)
     assert made["linux"]["resources"] == {
         "devices": ["kept"],
@@ -97,7 +98,11 @@ def test_what_the_runtime_does_not_take_changes_nothing(context: Context) -> Non
     container.state = RUNNING  # but there is no task
     before = context.containers.get("k8s.io", container.id).spec.value
     with pytest.raises(NotFound):
-        asyncio.run(Resizes(context, records).container(container, cri.LinuxContainerResources(cpu_shares=20), {}))
+        asyncio.run(
+            Resizes(context, records, Nri(context.config["nri"])).container(
+                container, cri.LinuxContainerResources(cpu_shares=20), {}
+            )
+        )
     assert container.config.linux.resources.cpu_shares == 10
     assert context.containers.get("k8s.io", container.id).spec.value == before
 
@@ -105,13 +110,13 @@ def test_what_the_runtime_does_not_take_changes_nothing(context: Context) -> Non
 def test_resources_of_a_pod_are_kept(context: Context) -> None:
     records, pod = pod_of(context)
     request = cri.UpdatePodSandboxResourcesRequest(pod_sandbox_id=pod.id, resources={"cpu_shares": 3})
-    asyncio.run(Resizes(context, records).pod(pod.id, request))
+    asyncio.run(Resizes(context, records, Nri(context.config["nri"])).pod(pod.id, request))
     again = Records(context.sandboxes, context.containers)
     again.load()
     linux = again.pod(pod.id).config.linux
     assert linux.resources.cpu_shares == 3 and not linux.HasField("overhead")
     with pytest.raises(NotFound):
-        asyncio.run(Resizes(context, records).pod("none", request))
+        asyncio.run(Resizes(context, records, Nri(context.config["nri"])).pod("none", request))
 
 
 # What does not answer
@@ -140,7 +145,7 @@ def test_a_stop_waits_so_long_for_what_is_under_way(context: Context, monkeypatc
     monkeypatch.setattr(containers, "BUSY_SECONDS", 0.05)
     records, pod = pod_of(context)
     container = container_of(context, records, pod)
-    made = containers.Containers(context, records, None, Handlers({}))  # type: ignore[arg-type]
+    made = containers.Containers(context, records, None, Handlers({}), Nri(context.config["nri"]))  # type: ignore[arg-type]
 
     async def main() -> None:
         async with container.lock:
@@ -158,7 +163,7 @@ def test_a_container_that_ends_before_its_shim_has_answered_is_stopped(
     records, pod = pod_of(context)
     container = container_of(context, records, pod)
     container.state = RUNNING
-    made = containers.Containers(context, records, None, Handlers({}))  # type: ignore[arg-type]
+    made = containers.Containers(context, records, None, Handlers({}), Nri(context.config["nri"]))  # type: ignore[arg-type]
 
     async def deleted(*_: Any, **more: Any) -> None:
         container.state = EXITED
@@ -179,7 +184,7 @@ def test_nothing_is_left_of_a_container_whose_pod_is_stopped_meanwhile(
 ) -> None:
     records, pod = pod_of(context)
     pod.namespaces.pid = cri.CONTAINER
-    made = containers.Containers(context, records, None, Handlers({}))  # type: ignore[arg-type]
+    made = containers.Containers(context, records, None, Handlers({}), Nri(context.config["nri"]))  # type: ignore[arg-type]
     volumes = Path(made.state_of(pod.id), "images", "x")
 
     def stopped(container: Container, pid: str | None) -> None:
@@ -196,7 +201,7 @@ def test_nothing_is_left_of_a_container_whose_pod_is_stopped_meanwhile(
         record.extensions[CONTAINER_EXTENSION].CopyFrom(container.packed())
         context.containers.create("k8s.io", record)
 
-    monkeypatch.setattr(made, "_make", stopped)
+    monkeypatch.setattr(made, "_make_alone", stopped)
     config = cri.ContainerConfig(metadata={"name": "late"})
     config.linux.security_context.namespace_options.pid = cri.CONTAINER
     with pytest.raises(FailedPrecondition):
@@ -217,7 +222,11 @@ def test_a_change_waits_so_long_for_its_shim(context: Context, monkeypatch: pyte
 
     monkeypatch.setattr(context.tasks, "update", hang)
     with pytest.raises(DeadlineExceeded):
-        asyncio.run(Resizes(context, records).container(container, cri.LinuxContainerResources(cpu_shares=20), {}))
+        asyncio.run(
+            Resizes(context, records, Nri(context.config["nri"])).container(
+                container, cri.LinuxContainerResources(cpu_shares=20), {}
+            )
+        )
     assert container.config.linux.resources.cpu_shares == 10 and not container.lock.locked()
 
 
@@ -299,6 +308,43 @@ def test_lists_are_ready_bytes() -> None:
         wanted = [service._container_message(container) for _, container in listed]
         assert list(cri.ListContainersResponse.FromString(data).containers) == wanted
         assert list(cri.StreamContainersResponse.FromString(data).containers) == wanted
+
+
+def test_a_status_is_the_same_until_something_changes(context: Context) -> None:
+    served = service.Cri(context)
+    runtime, records = served._runtime, served._asked[0]
+    _, pod = pod_of(context)
+    records.pods[pod.id] = pod
+    container = container_of(context, records, pod)
+    container.image = f"sha256:{'c' * 64}"
+    call: Any = None
+    resizes = Resizes(context, records, Nri(context.config["nri"]))
+
+    async def status() -> tuple[bytes, Any]:
+        answer = await runtime.ContainerStatus(cri.ContainerStatusRequest(container_id=container.id), call)
+        return answer, cri.ContainerStatusResponse.FromString(answer).status
+
+    async def pod_status() -> tuple[bytes, Any]:
+        answer = await runtime.PodSandboxStatus(cri.PodSandboxStatusRequest(pod_sandbox_id=pod.id), call)
+        return answer, cri.PodSandboxStatusResponse.FromString(answer).status
+
+    async def ask() -> None:
+        before, told = await status()
+        assert told.resources.linux.cpu_shares == 10 and (await status())[0] is before
+        await resizes.change(container, cri.LinuxContainerResources(cpu_shares=20), {}, {})
+        before, told = await status()
+        assert told.resources.linux.cpu_shares == 20 and (await status())[0] is before
+        container.message = "evicted"
+        assert (await status())[1].message == "evicted"
+        container.exit_code, container.state = 3, EXITED
+        assert (await status())[1].exit_code == 3
+        before, ended = await pod_status()
+        assert ended.state == cri.SANDBOX_NOTREADY and (await pod_status())[0] is before
+        pod.addresses = ["10.0.0.1"]
+        pod.stopped = True
+        assert (await pod_status())[1].network.ip == ""
+
+    asyncio.run(ask())
 
 
 def test_an_answer_may_be_bytes() -> None:

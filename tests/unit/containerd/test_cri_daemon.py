@@ -94,6 +94,7 @@ def test_lists_are_empty(node: Node) -> None:
         ("Attach", {"container_id": "x", "stdout": True}),
         ("ExecSync", {"container_id": "x", "cmd": ["true"]}),
         ("CheckpointContainer", {"container_id": "x", "location": "/x.tar"}),
+        ("CheckpointPod", {"pod_sandbox_id": "x", "output_path": "/x", "container_ids": ["x"]}),
     ],
 )
 def test_what_is_not_there(node: Node, method: str, fields: dict[str, Any]) -> None:
@@ -108,6 +109,9 @@ def test_what_is_not_there(node: Node, method: str, fields: dict[str, Any]) -> N
         ("Exec", {"container_id": "x", "cmd": ["true"], "stdout": True, "stderr": True, "tty": True}),
         ("Attach", {"container_id": "x"}),
         ("PortForward", {}),
+        ("CheckpointPod", {"options": {"a": "b"}}),
+        ("RestorePod", {"options": {"a": "b"}}),
+        ("RestorePod", {"checkpoint_path": "/no/such"}),
     ],
 )
 def test_what_is_no_request(node: Node, method: str, fields: dict[str, Any]) -> None:
@@ -119,11 +123,6 @@ def test_a_registry_that_does_not_answer(node: Node) -> None:
         node.call("PullImage", image={"image": "127.0.0.1:9/x:1"})  # where nobody listens
     assert caught.value.code() == grpc.StatusCode.UNKNOWN
     assert caught.value.details().startswith("RegistryUnavailable: ")
-
-
-def test_what_is_to_come(node: Node) -> None:
-    for method in ("CheckpointPod", "RestorePod"):
-        assert node.code(method) == "UNIMPLEMENTED"
 
 
 def test_a_listener_leaves_with_the_daemon(tmp_path: Path) -> None:

@@ -372,7 +372,7 @@ def test_files(tmp_path: Path) -> None:
     dns = {"servers": ["10.0.0.1"], "searches": ["a.b", "c"], "options": ["ndots:5"]}
     files.write(str(tmp_path / "f"), pod_config(dns_config=dns), "name")
     assert (tmp_path / "f/hostname").read_text() == "name\n"
-    assert (tmp_path / "f/resolv.conf").read_text() == "nameserver 10.0.0.1\nsearch a.b c\noptions ndots:5\n"
+    assert (tmp_path / "f/resolv.conf").read_text() == "search a.b c\nnameserver 10.0.0.1\noptions ndots:5\n"
     assert "localhost" in (tmp_path / "f/hosts").read_text()
     with pytest.raises(InvalidArgument, match="more than 32"):
         files.resolv_conf(cri.DNSConfig(searches=["a"] * 33))
@@ -532,6 +532,37 @@ def test_containers_of_records(tmp_path: Path) -> None:
         assert again.of_pod(again.pod(pod.id)) == [found]
         again.drop_container(found)
         assert again.containers == {}
+    finally:
+        context.close()
+
+
+def test_what_is_forced_to_disk_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from teu.api.services.containers.v1 import containers_pb2
+
+    context = make_context(tmp_path)
+    forced, force = [], os.fdatasync
+
+    def counted(descriptor: int) -> None:
+        forced.append(descriptor)
+        force(descriptor)
+
+    monkeypatch.setattr(os, "fdatasync", counted)
+    try:
+        records = Records(context.sandboxes, context.containers)
+        pod, bridged = Pod("a" * 64, pod_config()), Pod("d" * 64, pod_config(), network="/run/netns/x")
+        records.create_pod(pod, {})
+        assert not forced  # a power cut takes all of it
+        records.create_pod(bridged, {})
+        assert len(forced) == 1  # a plugin of the network has files of it
+        container = Container("b" * 64, pod, cri.ContainerConfig())
+        record = containers_pb2.Container(id=container.id)
+        record.runtime.name = "io.containerd.teu.v2"
+        context.containers.create("k8s.io", record)
+        context.snapshots.prepare("k8s.io", "native", container.id, "", {})
+        forced.clear()
+        records.drop_container(container)
+        context.snapshots.remove("k8s.io", "native", container.id)
+        assert len(forced) == 1  # both at once
     finally:
         context.close()
 

@@ -16,7 +16,7 @@ extension of its record there; the rest is in files:
 
 A field that is not implemented is refused, see `checks`. The modules, from the roof down: `service` and `image_service`
 (the wire), `streaming` (HTTP for exec, attach and port-forward) over `spdy`, `websocket` and `pipes`; `pods`, `attach`,
-`execs`, `forward`, `resize`, `leftovers`, `containers`, `cadvisor`, `podstats`, `checkpoint`, `stats`, `imagevolumes`,
-`images`, `network`, `template`, `rootfs`, `shims`, `spec`, `handlers`, `namespaces`, `files`, `events`, `records`,
-`checks`, `users`.
+`execs`, `forward`, `plugged` and `adjust` (for plugins of the Node Resource Interface), `resize`, `leftovers`,
+`containers`, `nri`, `cadvisor`, `podstats`, `checkpoint`, `stats`, `imagevolumes`, `images`, `network`, `template`,
+`rootfs`, `shims`, `spec`, `handlers`, `namespaces`, `files`, `events`, `records`, `checks`, `users`.
 """

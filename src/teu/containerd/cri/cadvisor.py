@@ -62,7 +62,7 @@ class StandIns:
         record.runtime.name = RUNTIME
         record.spec.type_url, record.spec.value = spec.TYPE, json.dumps(described(pod)).encode()
         try:
-            self._context.containers.create(NAMESPACE, record)
+            self._context.containers.create(NAMESPACE, record, durable=False)  # with the pod, once that is complete
         except AlreadyExists:
             pass  # an earlier daemon has made it
 
@@ -71,8 +71,10 @@ class StandIns:
         with self._changing:
             self._pids.pop(pod.id, None)
             self._hide(pod)
+        if not pod.network:
+            return
         try:
-            self._context.containers.delete(NAMESPACE, pod.id)
+            self._context.containers.delete(NAMESPACE, pod.id, durable=False)  # as the pod's own record, after this
         except NotFound:
             pass
 

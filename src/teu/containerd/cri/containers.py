@@ -8,6 +8,7 @@ output goes into its log by that shim, so that no daemon is needed for it.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import logging
 import os
@@ -35,11 +36,12 @@ from teu.containerd.core.errors import (
     Unknown,
 )
 from teu.containerd.core.messages import Mount
-from teu.containerd.cri import checks, rootfs, shims, spec, users
+from teu.containerd.cri import checks, restore, rootfs, shims, spec, users
 from teu.containerd.cri.cadvisor import StandIns
 from teu.containerd.cri.handlers import Handlers
 from teu.containerd.cri.images import Image, Images
 from teu.containerd.cri.imagevolumes import ImageVolumes
+from teu.containerd.cri.nri import Nri
 from teu.containerd.cri.records import (
     CONTAINER_EXTENSION,
     CREATED,
@@ -77,6 +79,8 @@ LEASE_SECONDS = 3600
 INIT = "catatonit"
 # In a container's folder of the state, while its task is there.
 STDIN_FIFO, ATTACH_SOCKET = "stdin", "attach"
+# Of a container that goes on from a checkpoint, as containerd has them.
+RESTORED, SAVED_AT, SAVED_IMAGE = "restored", "checkpointedAt", "checkpointImage"
 # containerd.v1.types.Status
 _TASK_CREATED, _TASK_STOPPED, _TASK_PAUSED = 1, 3, 4
 
@@ -107,6 +111,22 @@ async def answered(call: Awaitable[T], seconds: float) -> T:
         raise DeadlineExceeded("its shim does not answer") from None
 
 
+def _digest(config: Any) -> str:
+    return hashlib.sha256(config.SerializeToString(deterministic=True)).hexdigest()
+
+
+def _is_of(container: Container, config: Any) -> bool:
+    """Whether a container was made of that ContainerConfig."""
+    if container.asked:
+        return container.asked == _digest(config)
+    return bool((container.requested or container.config) == config)
+
+
+def _lease(container: Container) -> str:
+    """What keeps its snapshot while it has no record."""
+    return f"cri-{container.id}"
+
+
 async def _settled(container: Container) -> None:
     """Wait for what is under way at a container."""
     async with container.lock:
@@ -116,12 +136,14 @@ async def _settled(container: Container) -> None:
 class Containers:
     """The containers of the namespace k8s.io."""
 
-    def __init__(self, context: Context, records: Records, images: Images, handlers: Handlers) -> None:
+    def __init__(self, context: Context, records: Records, images: Images, handlers: Handlers, nri: Nri) -> None:
         self._context = context
         self._records = records
         self._images = images
         self._handlers = handlers
+        self._nri = nri
         self.image_volumes = ImageVolumes(context, images)
+        self._restores = restore.Restores(context, images)
         self.stand_ins = StandIns(context)
         self._devices = cdi.Devices(context.config["cri"]["cdi-spec-dirs"])
         self._creating: dict[str, tuple[Any, asyncio.Task[str]]] = {}  # CreateContainer under way, by the name
@@ -153,8 +175,10 @@ class Containers:
 
     # create
 
-    async def create(self, pod: Pod, config: Any) -> str:
-        """A new container of a ready pod; its id. Requests that are equal and overlap are one."""
+    async def create(self, pod: Pod, config: Any, archive: str = "") -> str:
+        """A new container of a ready pod; its id. Requests that are equal and overlap are one. It goes on from a
+        checkpoint where `archive` is the path of one, whose process is all that `config` describes, or where the image
+        that it names is one."""
         checks.container(config)
         self._handlers.check_container(pod.handler, config)
         for spec_of in (config.image, *(one.image for one in config.mounts)):
@@ -170,12 +194,12 @@ class Containers:
         if under_way is None:
             if (known := self._records.names.get(name)) is not None:
                 other = self._records.containers.get(known)
-                if other is not None and other.config == config and other.state == CREATED:
+                if other is not None and _is_of(other, config) and other.state == CREATED:
                     return other.id  # the answer to an earlier request was lost
                 told = f'failed to reserve container name "{name}": name "{name}" is reserved for "{known}"'
                 raise AlreadyExists(told)
             self._records.names[name] = container.id
-            task = asyncio.create_task(self._create(container))
+            task = asyncio.create_task(self._create(container, archive))
             self._creating[name] = under_way = (config, task)
             task.add_done_callback(lambda done: self._created(container, done))
         elif under_way[0] != config:
@@ -187,21 +211,24 @@ class Containers:
         if done.cancelled() or done.exception() is not None:
             self._records.names.pop(container.name, None)
 
-    async def _create(self, container: Container) -> str:
+    async def _create(self, container: Container, archive: str) -> str:
         options = container.config.linux.security_context.namespace_options
         pid = await self._pid_namespace(container.pod, options)
-        try:
-            await self._thread(self._make, container, pid)
-        except BaseException:
+        async with self._nri.held():
+            try:
+                await self._make(container, pid, archive)
+            except BaseException:
+                if container.pod.stopped:
+                    await self._thread(self._clear_pod, container.pod)
+                raise
             if container.pod.stopped:
+                await self._nri.remove_container(container)
+                await self._thread(self._removed, container)
                 await self._thread(self._clear_pod, container.pod)
-            raise
-        if container.pod.stopped:
-            await self._thread(self._removed, container)
-            await self._thread(self._clear_pod, container.pod)
-            raise FailedPrecondition(f'sandbox "{container.pod.id}" was stopped meanwhile')
-        self._records.containers[container.id] = container
+                raise FailedPrecondition(f'sandbox "{container.pod.id}" was stopped meanwhile')
+            self._records.containers[container.id] = container
         self._records.tell(cri.CONTAINER_CREATED_EVENT, container.pod, container)
+        await self._nri.created(container)
         return container.id
 
     def _clear_pod(self, pod: Pod) -> None:
@@ -226,14 +253,131 @@ class Containers:
             return f"/proc/{process.pid}/ns/pid"
         return f"/proc/{await self._init(pod)}/ns/pid"
 
-    def _make(self, container: Container, pid: str | None) -> None:
-        config, context = container.config, self._context
-        image = self._images.find(config.image.image)
+    async def _make(self, container: Container, pid: str | None, archive: str) -> None:
+        """Make it of its image, or of the checkpoint that this is, or of an archive's path."""
+        name = container.config.image.image
+        if archive or restore.is_path(name):
+            await self._go_on_from(container, archive or name, None, pid, whole=bool(archive))
+            return
+        if self._nri.asks:
+            image = self._image(container)
+            if image.details.saved is None:
+                await self._make_of(container, image, pid)
+                return
+        else:
+            checkpoint = await self._thread(self._make_alone, container, pid)
+            if checkpoint is None:
+                return
+            image = checkpoint
+        await self._go_on_from(container, name, image, pid)
+
+    def _image(self, container: Container) -> Image:
+        """That of which a container is asked for. Raises NotFound."""
+        name = container.config.image.image
+        image = self._images.find(name)
         if image is None:
-            raise NotFound(f'failed to resolve image "{config.image.image}"')
+            raise NotFound(f'failed to resolve image "{name}"')
+        return image
+
+    async def _go_on_from(
+        self, container: Container, name: str, image: Image | None, pid: str | None, *, whole: bool = False
+    ) -> None:
+        """Make a container of a checkpoint: of an archive's path, or of an image that is one."""
+        restore.check(self._handlers.named(container.pod.handler), container.pod.namespaces)
+        folder, restores = self._folder(container.id), self._restores
+        try:
+            saved = await self._thread(restores.take_apart, folder, name, image)
+            base = await self._thread(restores.found, saved)
+            if base is None:
+                await restores.pull_base(saved)
+                base = await self._thread(restores.found, saved)
+            if base is None:
+                raise NotFound(f"checkpoint {name}: its image has gone meanwhile")
+            container.asked = _digest(container.config)
+            if whole:
+                await self._thread(self._check_image, container, base)
+            else:
+                self._describe(container, saved, base)
+            await self._make_of(container, base, pid, saved, whole=whole)
+        except BaseException:
+            await asyncio.shield(asyncio.create_task(self._thread(discard_tree, folder)))
+            raise
+
+    def _check_image(self, container: Container, base: Image) -> None:
+        """That a container is asked for of the image of its checkpoint."""
+        name = container.config.image.image
+        image = self._images.find(name)
+        if image is None or image.id != base.id:
+            raise FailedPrecondition(
+                f'the container does not fit its checkpoint: that is of {base.id}, not of "{name}"'
+            )
+
+    def _describe(self, container: Container, saved: restore.Saved, base: Image) -> None:
+        """What is told of a container whose image was a checkpoint: that of which the checkpoint was, and the command
+        line that goes on, where nobody asked for another."""
+        config, asked = cri.ContainerConfig(), container.config
+        config.CopyFrom(asked)
+        config.annotations[RESTORED] = "true"
+        config.annotations[SAVED_AT] = saved.at
+        config.annotations[SAVED_IMAGE] = asked.image.user_specified_image or asked.image.image
+        config.image.image = base.id
+        if not (config.command or config.args):
+            config.command.extend(saved.arguments)
+        container.config = config
+
+    def _make_alone(self, container: Container, pid: str | None) -> Image | None:
+        """Make it on one thread, where nobody is asked. Where its image is a checkpoint that is given back, and nothing
+        is made."""
+        image = self._image(container)
+        if image.details.saved is not None:
+            return image
+        made = self._prepare(container, image, pid)
+        try:
+            self._store(container, image, made)
+        except BaseException:
+            self._clear(container)
+            raise
+        finally:
+            self._context.leases.delete(NAMESPACE, _lease(container))
+        return None
+
+    async def _make_of(
+        self,
+        container: Container,
+        image: Image,
+        pid: str | None,
+        saved: restore.Saved | None = None,
+        *,
+        whole: bool = False,
+    ) -> None:
+        """Make it of an image, with plugins asked; of a checkpoint, it fits that one afterwards as well."""
+        made = await self._thread(self._prepare, container, image, pid, saved, whole)
+        try:
+            if self._nri.asks:
+                await self._nri.create(container, image, made)
+                if saved is not None:
+                    restore.compare(saved, made, whole=whole)
+            await self._thread(self._store, container, image, made, saved.images if saved else "")
+        except BaseException:
+            await self._nri.undo_create(container, made)
+            await self._thread(self._clear, container)
+            raise
+        finally:
+            await self._thread(self._context.leases.delete, NAMESPACE, _lease(container))
+
+    def _prepare(
+        self,
+        container: Container,
+        image: Image,
+        pid: str | None,
+        saved: restore.Saved | None = None,
+        whole: bool = False,
+    ) -> spec.Json:
+        """Its snapshot, with a lease, and its specification; nothing where that fails."""
+        config, context = container.config, self._context
         container.image, container.snapshotter = image.id, self._images.snapshotter
         container.stop_signal = signal_name(config, dict(image.details.config))
-        lease = f"cri-{container.id}"
+        lease = _lease(container)
         context.leases.create(NAMESPACE, lease, expiring(LEASE_SECONDS))
         try:
             maps = users.maps_of(container.pod.namespaces)
@@ -243,14 +387,17 @@ class Containers:
             )
             container.mapped = bool(maps) and bool(image.details.chain)
             made = self._specified(container, image, mounts, pid)
+            if saved is not None:
+                restore.compare(saved, made, whole=whole)
+                made["annotations"][restore.CONFINED] = "true"
+                self._restores.apply(saved, mounts)
             if config.log_path and container.pod.config.log_directory:
                 container.log_path = os.path.join(container.pod.config.log_directory, config.log_path)
-            self._store(container, image, made)
+            return made
         except BaseException:
             self._clear(container)
-            raise
-        finally:
             context.leases.delete(NAMESPACE, lease)
+            raise
 
     def _specified(self, container: Container, image: Image, mounts: Any, pid: str | None) -> spec.Json:
         """The specification, for which the image's files are asked; its volumes are filled."""
@@ -290,21 +437,23 @@ class Containers:
 
     def _edits(self, config: Any) -> cdi.Edits:
         names = spec.device_names(config)
-        if not names:
-            return cdi.Edits()
+        return self.devices(names) if names else cdi.Edits()
+
+    def devices(self, names: list[str]) -> cdi.Edits:
+        """What CDI devices give. Blocks. FailedPrecondition where one is unknown."""
         try:
             return self._devices.edits(names)
         except cdi.Unknown as error:
             raise FailedPrecondition(f"CDI device injection failed: unresolvable CDI devices: {error}") from None
 
-    def _joined(self, pod: Pod) -> dict[str, str]:
+    def joined(self, pod: Pod) -> dict[str, str]:
         """The namespaces that the containers of a pod share, by the specification's types."""
         kinds = ("user", "network", "ipc", "uts")
         return {kind: path for kind in kinds if (path := self.namespace_path(pod, kind))}
 
     def _inside(self, pod: Pod, pid: str | None) -> spec.Inside:
         folder = self.state_of(pod.id)
-        joined = self._joined(pod)
+        joined = self.joined(pod)
         if pid is not None:
             joined["pid"] = pid
         own_ipc = pod.namespaces.ipc != cri.NODE
@@ -315,7 +464,7 @@ class Containers:
             hostname=hostname_of(pod.config),
         )
 
-    def _store(self, container: Container, image: Image, made: spec.Json) -> None:
+    def _store(self, container: Container, image: Image, made: spec.Json, saved: str = "") -> None:
         record = containers_pb2.Container(
             id=container.id,
             labels={**dict(container.config.labels), KIND_LABEL: "container"},
@@ -323,11 +472,12 @@ class Containers:
             snapshotter=container.snapshotter,
             snapshot_key=container.id,
         )
-        self._fill(record, made, container.pod)
+        self._fill(record, made, container.pod, saved)
         record.extensions[CONTAINER_EXTENSION].CopyFrom(container.packed())
         self._context.containers.create(NAMESPACE, record)
 
-    def _fill(self, record: Any, made: spec.Json, pod: Pod) -> None:
+    def _fill(self, record: Any, made: spec.Json, pod: Pod, saved: str = "") -> None:
+        """What the runtime is told; `saved` is the folder with criu's images of a container that goes on."""
         handler = self._handlers.named(pod.handler)
         record.runtime.name = handler.shim or RUNTIME
         if not handler.shim:
@@ -337,6 +487,7 @@ class Containers:
             binary_name=handler.binary,
             systemd_cgroup="cgroupsPath" in made["linux"] and spec.in_slice(made),
             shim_cgroup=shims.shim_cgroup(pod) if handler.shim else "",
+            criu_image_path=saved,
         ).SerializeToString()
         record.spec.type_url, record.spec.value = spec.TYPE, json.dumps(made).encode()
 
@@ -345,7 +496,7 @@ class Containers:
         try:
             self._context.snapshots.remove(NAMESPACE, container.snapshotter, container.id)
         except NotFound:
-            pass
+            self._context.database.sync()  # as that removal would have been
         shims.let_go(self.state_of(container.id))
         for folder in (self.state_of(container.id), self._folder(container.id)):
             discard_tree(folder)
@@ -363,23 +514,30 @@ class Containers:
                 state = cri.ContainerState.Name(container.state)
                 raise FailedPrecondition(f'container "{container.id}" is in {state} state')
             try:
-                stdio = await self._thread(self._stdio, container)
-                mounts = await self._thread(self._root_mounts, container)
-                await self._context.tasks.create(NAMESPACE, container.id, stdio, mounts=mounts)
-                container.started = time.time_ns()  # an end that comes at once is not before it
-                pid = await self._context.tasks.start(NAMESPACE, container.id)
+                stdio, mounts = await self._thread(self._needed, container)
+                pid = await self._context.tasks.create(NAMESPACE, container.id, stdio, mounts=mounts)
+                async with self._nri.held():
+                    await self._nri.start_container(container, pid)
+                    container.started = time.time_ns()  # an end that comes at once is not before it
+                    pid = await self._context.tasks.start(NAMESPACE, container.id)
+                    container.state = RUNNING
             except (Error, OSError) as error:
-                await self._drop_task(container.id)
+                await self._end_task(container.id)
                 await self._thread(shims.let_go, self.state_of(container.id))
                 text = error.message if isinstance(error, Error) else str(error)
                 container.message, container.reason, container.started = text, "StartError", 0
                 await self._ended(container, Exit(START_FAILED, time.time_ns()))
                 raise Unknown(f"failed to start containerd task {container.id!r}: {text}") from None
-            container.state = RUNNING
             await self._thread(self._records.save_container, container)
             self._records.tell(cri.CONTAINER_STARTED_EVENT, container.pod, container)
             await self._thread(self.stand_ins.started, container, pid)
+            if container.asked:
+                await self._thread(restore.let_go, self._folder(container.id))
+            await self._nri.started(container, pid)
             self._watch(container)
+
+    def _needed(self, container: Container) -> tuple[Stdio, list[Mount]]:
+        return self._stdio(container), self._root_mounts(container)
 
     def _root_mounts(self, container: Container) -> list[Mount]:
         mounts = self._context.snapshots.mounts(NAMESPACE, container.snapshotter, container.id)
@@ -389,6 +547,7 @@ class Containers:
     def _stdio(self, container: Container) -> Stdio:
         folder = self.state_of(container.id)
         os.makedirs(folder, 0o711, exist_ok=True)
+        restore.begin_log(self._folder(container.id), container.log_path)
         stdin = ""
         if container.config.stdin:
             stdin = os.path.join(folder, STDIN_FIFO)
@@ -400,7 +559,7 @@ class Containers:
         # The shim writes the log, and listens for those who attach.
         return Stdio(stdin, f"cri://{container.log_path}", os.path.join(folder, ATTACH_SOCKET), container.config.tty)
 
-    async def _drop_task(self, id: str) -> None:
+    async def _end_task(self, id: str) -> None:
         """End and delete a task, if there is one."""
         tasks = self._context.tasks
         try:
@@ -408,8 +567,12 @@ class Containers:
             await asyncio.wait_for(tasks.wait(NAMESPACE, id), KILL_SECONDS)
         except (Error, TimeoutError):
             pass  # it has ended, or there is none; else the deletion says what is in the way
+        await self._drop_task(id)
+
+    async def _drop_task(self, id: str) -> None:
+        """Delete a task that has ended, if there is one; what its first process has left ends with it."""
         try:
-            await answered(tasks.delete(NAMESPACE, id), DELETE_SECONDS)
+            await answered(self._context.tasks.delete(NAMESPACE, id), DELETE_SECONDS)
         except NotFound:
             pass
         except Error as error:
@@ -463,10 +626,14 @@ class Containers:
             if container.out_of_memory and ended.status == 128 + signal.SIGKILL:
                 container.reason = "OOMKilled"
         container.state = EXITED
-        await self._thread(self.stand_ins.ended, container)
-        await self._thread(self._records.save_container, container)
+        await self._thread(self._note_end, container)
+        await self._nri.stopped(container)
         container.ended.set()
         self._records.tell(cri.CONTAINER_STOPPED_EVENT, container.pod, container)
+
+    def _note_end(self, container: Container) -> None:
+        self.stand_ins.ended(container)
+        self._records.save_container(container)
 
     async def stop(self, id: str, timeout: int) -> None:
         """Signal a container to stop, and kill it after so many seconds; an unknown one has stopped."""
@@ -520,7 +687,10 @@ class Containers:
         await self.stop_one(container, 0)
         async with container.lock:
             known = container.id in self._records.containers
-            await self._thread(self._removed, container)
+            async with self._nri.held():
+                if known:
+                    await self._nri.remove_container(container)
+                await self._thread(self._removed, container)
             if known:
                 self._records.tell(cri.CONTAINER_DELETED_EVENT, container.pod, container)
 
@@ -555,7 +725,7 @@ class Containers:
 
     def _store_init(self, pod: Pod, program: str) -> None:
         maps = users.maps_of(pod.namespaces)
-        made = spec.of_init(program, self._joined(pod), maps)
+        made = spec.of_init(program, self.joined(pod), maps)
         folder = os.path.join(self.state_of(pod.id), "init")
         os.makedirs(folder, 0o755, exist_ok=True)
         if maps is not None:
@@ -571,7 +741,9 @@ class Containers:
     async def end_init(self, pod: Pod) -> None:
         """End it, if there is one."""
         id = self._init_id(pod)
-        await self._drop_task(id)
+        if not self._context.containers.exists(NAMESPACE, id):
+            return  # most pods have none
+        await self._end_task(id)
         try:
             await self._thread(self._context.containers.delete, NAMESPACE, id)
         except NotFound:
@@ -586,6 +758,7 @@ class Containers:
     async def _restore(self, container: Container) -> None:
         if container.state == EXITED:
             container.ended.set()
+            container.stop_told = True  # of what was there before them plugins know what runs
             return
         try:
             process = await self._context.tasks.get(NAMESPACE, container.id)
@@ -600,7 +773,7 @@ class Containers:
                 self._watch(container)
             return
         if process.status == _TASK_CREATED:
-            await self._drop_task(container.id)  # nobody was told that it has started
+            await self._end_task(container.id)  # nobody was told that it has started
             return
         if process.status == _TASK_PAUSED:
             # Nobody else waits for a shim that still saves it.

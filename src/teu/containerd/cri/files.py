@@ -9,21 +9,22 @@ from typing import Any
 
 from teu.containerd.core.errors import InvalidArgument
 from teu.containerd.cri.users import Maps
-from teu.linux.resolver import RESOLV_CONF, Resolver
+from teu.linux.resolver import RESOLV_CONF
 
 SEARCHES_MAX = 32  # domains, as of containerd
 
 
 def resolv_conf(dns: Any) -> str:
-    """resolv.conf(5) of a DNSConfig. Raises InvalidArgument."""
+    """resolv.conf(5) of a DNSConfig, its lines in containerd's order. Raises InvalidArgument."""
     if len(dns.searches) > SEARCHES_MAX:
         raise InvalidArgument(f"DNSConfig.Searches has more than {SEARCHES_MAX} domains")
     for text in (*dns.servers, *dns.searches, *dns.options):
         if not text or any(sign.isspace() for sign in text):
             raise InvalidArgument(f"dns_config: {text!r} is no word, so it cannot stand in resolv.conf")
-    found = Resolver()
-    found.servers, found.search, found.options = list(dns.servers), list(dns.searches), list(dns.options)
-    return found.text()
+    lines = [f"search {' '.join(dns.searches)}"] if dns.searches else []
+    lines += [f"nameserver {server}" for server in dns.servers]
+    lines += [f"options {' '.join(dns.options)}"] if dns.options else []
+    return "".join(line + "\n" for line in lines)
 
 
 def _hosts_own(path: str) -> str:

@@ -63,7 +63,8 @@ class ImageService:
             return cri.ImageStatusResponse()
         info: dict[str, Any] = {}
         if request.verbose:
-            info["info"] = json.dumps({"chainID": image.details.chain, "imageSpec": {"config": image.details.config}})
+            told = {"chainID": image.details.chain, "imageSpec": self._images.configuration(image)}
+            info["info"] = json.dumps(told)
         return cri.ImageStatusResponse(image=self._message(image), info=info)
 
     async def PullImage(self, request: cri.PullImageRequest, call: Call) -> cri.PullImageResponse:

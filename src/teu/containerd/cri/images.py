@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Images as the CRI has them: one for each configuration, by whose digest it is known, with all its names. Called by
-`image_service`, and by `containers`.
+`image_service`, and by `containers` and `restore`.
 
 An image has three kinds of names in the image store: its tags, its digests (NAME@sha256:…), and its own id. Images that
 came by other ways (ctr, nerdctl) are as good, as long as their content is there.
@@ -28,6 +28,12 @@ from teu.oci import distribution, image_spec, reference
 log = logging.getLogger("teu.containerd.cri")
 
 MANAGED = {"io.cri-containerd.image": "managed"}
+# Annotations of images that are archives of checkpoints: checkpointctl's, of before, and CRI-O's of before.
+CHECKPOINT_ANNOTATIONS = (
+    "org.criu.checkpoint.container.name",
+    "checkpointctl.annotation.checkpoint.name",
+    "io.kubernetes.cri-o.annotations.checkpoint.name",
+)
 
 
 @dataclass(slots=True)
@@ -38,6 +44,8 @@ class Details:
     size: int  # bytes of the configuration, the manifest and the layers, as they are packed
     chain: str  # the uppermost layer's snapshot; "" without layers
     config: Mapping[str, Any]  # the `config` of the configuration: User, Cmd, ...
+    document: image_spec.Descriptor  # of the configuration
+    saved: list[str] | None = None  # digests of the layers of an image that is the archive of a checkpoint
 
 
 @dataclass(slots=True)
@@ -63,6 +71,12 @@ def user_of(config: Mapping[str, Any]) -> tuple[int | None, str]:
     if name.isascii() and name.isdigit() and len(name) < 19:
         return int(name), ""
     return None, name
+
+
+def is_checkpoint(document: Mapping[str, Any]) -> bool:
+    """Whether a manifest or an index says that its image is the archive of a checkpoint."""
+    annotations = document.get("annotations")
+    return isinstance(annotations, dict) and any(name in annotations for name in CHECKPOINT_ANNOTATIONS)
 
 
 def normalized(text: str) -> str:
@@ -105,6 +119,7 @@ class Images:
         self._folder = folder
         self._pinned = [normalized(name) for name in pinned]
         self._known: dict[str, Details | None] = {}  # by the digest of what an image's name stands for
+        self._all: tuple[int, dict[str, Image]] = -1, {}  # with the version of the store that it was read from
         self._pulls: dict[bytes, Pull] = {}
 
     @property
@@ -124,15 +139,27 @@ class Images:
             if not image_spec.is_image(document):
                 return None
             config = image_spec.config(job.document(document["config"]), len(document["layers"]))
+            noted = [document] if manifest["digest"] == target["digest"] else [document, job.document(target)]
         except (Error, OSError, ValueError) as error:
             log.debug("image %s: %s", target["digest"], error)
             return None
         chains = image_spec.chain_ids(config["rootfs"]["diff_ids"])
         size = manifest["size"] + document["config"]["size"] + sum(one["size"] for one in document["layers"])
-        return Details(document["config"]["digest"], size, chains[-1] if chains else "", config.get("config") or {})
+        saved = [one["digest"] for one in document["layers"]] if any(map(is_checkpoint, noted)) else None
+        chain, described = chains[-1] if chains else "", document["config"]
+        return Details(described["digest"], size, chain, config.get("config") or {}, described, saved)
+
+    @property
+    def at_hand(self) -> bool:
+        """Whether `all` and `find` answer at once."""
+        return self._all[0] == self._parts.images.version
 
     def all(self) -> dict[str, Image]:
-        """By their ids. Blocks."""
+        """By their ids; not to be changed. Blocks, unless it is at hand."""
+        version, kept = self._all
+        if version == self._parts.images.version:
+            return kept
+        version = self._parts.images.version
         found: dict[str, Image] = {}
         targets = set()
         for record in self._parts.images.find(NAMESPACE):
@@ -150,12 +177,15 @@ class Images:
                 image.tags.append(record.name)
         for digest in self._known.keys() - targets:
             self._known.pop(digest, None)
+        self._all = version, found
         return found
 
     def find(self, text: str) -> Image | None:
         """By an id, a part that only it begins with, or a name. Raises InvalidArgument for what is none of these.
-        Blocks."""
+        Blocks, unless they are at hand."""
         images = self.all()
+        if text in images:
+            return images[text]
         plain = text.removeprefix("sha256:")
         if plain and all(sign in "0123456789abcdef" for sign in plain):
             found = [image for id, image in images.items() if id.removeprefix("sha256:").startswith(plain)]
@@ -165,6 +195,10 @@ class Images:
                 return None
         name = normalized(text)
         return next((image for image in images.values() if name in image.names), None)
+
+    def configuration(self, image: Image) -> dict[str, Any]:
+        """All of it, as it is in the content store. NotFound where it has been removed meanwhile. Blocks."""
+        return self._job().document(image.details.document)
 
     def pinned(self, image: Image) -> bool:
         """Whether kubelet is to leave it."""

@@ -8,17 +8,18 @@ ends as soon as they are held.
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import subprocess
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 
 from teu.containerd.core.errors import Error, FailedPrecondition, InvalidArgument
 from teu.containerd.cri.users import Maps, Range, obstacle
 from teu.linux import netlink, netns
-from teu.linux.mounts import MNT_DETACH, MS_BIND, MS_NODEV, MS_NOEXEC, MS_NOSUID, mount, umount2
+from teu.linux.mounts import MNT_DETACH, MS_BIND, MS_NODEV, MS_NOEXEC, MS_NOSUID, mount, new_filesystem, umount2
 from teu.linux.namespaces import TYPES, setns, unshare
 from teu.linux.trees import is_mount_root
 from teu.oci.runtime_spec import sysctl_name
@@ -51,23 +52,38 @@ def check_sysctls(sysctls: Mapping[str, str], own: set[str]) -> None:
             raise InvalidArgument(f"sysctl {given} would change the host's: the pod has no {kind} namespace of its own")
 
 
-def _write(name: str, value: str, inside: Callable[[str, str], None] | None = None) -> None:
-    path = "/proc/sys/" + sysctl_name(name).translate({ord("."): "/", ord("/"): "."})
+Inside = Callable[[str, str, Sequence[int]], None]  # writes a value into a file, with descriptors that its path needs
+
+
+def _write(name: str, value: str, inside: Inside | None = None) -> None:
+    place = "sys/" + sysctl_name(name).translate({ord("."): "/", ord("/"): "."})
     try:
         try:
-            with open(path, "w") as file:
-                file.write(value)
-        except PermissionError:
-            if inside is None:
+            _put(f"/proc/{place}", value, inside)
+        except OSError as error:
+            if error.errno != errno.EROFS:
                 raise
-            inside(path, value)
+            # A host that is a container itself may have its own read only, as systemd's: in a new proc it is not.
+            descriptor = new_filesystem("proc", "proc", [])
+            try:
+                _put(f"/proc/self/fd/{descriptor}/{place}", value, inside, (descriptor,))
+            finally:
+                os.close(descriptor)
     except OSError as error:
         raise InvalidArgument(f"sysctl {name} cannot be {value!r}: {os.strerror(error.errno or 0)}") from None
 
 
-def _set_up(
-    kinds: set[str], hostname: str, sysctls: Mapping[str, str], inside: Callable[[str, str], None] | None = None
-) -> None:
+def _put(path: str, value: str, inside: Inside | None, needed: Sequence[int] = ()) -> None:
+    try:
+        with open(path, "w") as file:
+            file.write(value)
+    except PermissionError:
+        if inside is None:
+            raise
+        inside(path, value, needed)
+
+
+def _set_up(kinds: set[str], hostname: str, sysctls: Mapping[str, str], inside: Inside | None = None) -> None:
     """What new namespaces begin with, for the thread that is in them. `inside` writes what only their own root may."""
     if "network" in kinds:
         inner = netlink.Socket()
@@ -119,14 +135,13 @@ def _process(kinds: set[str], maps: Maps) -> Iterator[int]:
         process.stdin.close()
 
 
-def _as_root_of(paths: Mapping[str, str]) -> Callable[[str, str], None]:
+def _as_root_of(paths: Mapping[str, str]) -> Inside:
     """A writer of files that only the root of a pod's user namespace may write. OSError."""
     entered = [f"{_OPTIONS[kind]}={paths[kind]}" for kind in ("user", "ipc") if kind in paths]
 
-    def write(path: str, value: str) -> None:
-        done = subprocess.run(
-            ["/usr/bin/nsenter", *entered, "/usr/bin/tee", path], input=value.encode(), capture_output=True, check=False
-        )
+    def write(path: str, value: str, needed: Sequence[int]) -> None:
+        command = ["/usr/bin/nsenter", *entered, "/usr/bin/tee", path]
+        done = subprocess.run(command, input=value.encode(), capture_output=True, pass_fds=needed, check=False)
         if done.returncode:
             raise PermissionError(1, "Operation not permitted", path)
 

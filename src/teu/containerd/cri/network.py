@@ -13,7 +13,7 @@ from typing import Any
 
 from teu.api.cri.v1 import cri_pb2 as cri
 from teu.cni import network
-from teu.cni.configuration import Folder
+from teu.cni.configuration import Configuration, Folder
 from teu.cni.errors import CniError
 from teu.cni.network import Attachment, Network
 from teu.containerd.core.errors import InvalidArgument, Unknown
@@ -101,13 +101,17 @@ class Networks:
     def _network(self, configuration: Any) -> Network:
         return Network(configuration, folders=self._plugins, results=self._results, timeout=self._timeout)
 
-    def configured(self) -> bool:
-        """Whether there is a configuration that can be read."""
+    def current(self) -> Configuration | None:
+        """The configuration; None while there is none that can be read."""
         try:
-            self._folder.current()
+            return self._folder.current()
         except CniError:
-            return False
-        return True
+            return None
+
+    def result(self, pod: Pod) -> dict[str, Any] | None:
+        """What the plugins have answered for a pod, as long as it is attached. Blocks."""
+        kept = (one.result for one in network.attached(self._results) if one.attachment.container == pod.id)
+        return next(kept, None)
 
     def add(self, pod: Pod) -> list[str]:
         """Attach a pod, whose network namespace is there; its addresses. Raises Unknown, in containerd's words."""

@@ -33,6 +33,7 @@ from teu.containerd.cri import checks, files, leftovers, namespaces, users
 from teu.containerd.cri.containers import ANSWER_SECONDS, Containers, answered, hostname_of
 from teu.containerd.cri.handlers import Handlers
 from teu.containerd.cri.network import Networks, capabilities
+from teu.containerd.cri.nri import Nri
 from teu.containerd.cri.records import NAMESPACE, Pod, Records
 from teu.containerd.cri.shims import SCOPE, SLICE, scope_of
 from teu.containerd.state import Context
@@ -79,13 +80,20 @@ class Pods:
     """The pods of the namespace k8s.io."""
 
     def __init__(
-        self, context: Context, records: Records, networks: Networks, containers: Containers, handlers: Handlers
+        self,
+        context: Context,
+        records: Records,
+        networks: Networks,
+        containers: Containers,
+        handlers: Handlers,
+        nri: Nri,
     ) -> None:
         self._context = context
         self._records = records
         self._networks = networks
         self._containers = containers
         self._handlers = handlers
+        self._nri = nri
         self._running: dict[str, tuple[Any, asyncio.Task[str]]] = {}  # RunPodSandbox under way, by the pod's name
         self._cleaning: asyncio.Task[None] | None = None
 
@@ -142,8 +150,7 @@ class Pods:
             pod.network = os.path.join(namespaces.NETWORKS, f"cni-{uuid.uuid4()}")
             pod.attached = True  # from now on, for what anybody knows
         try:
-            record = await self._thread(self._records.create_pod, pod, self._spec(pod))
-            await self._thread(self._containers.stand_ins.create, pod)
+            record = await self._thread(self._journaled, pod)
             shim = asyncio.create_task(self._start(pod, record))
             try:
                 await self._thread(self._prepare, pod, own)
@@ -151,16 +158,23 @@ class Pods:
                 # also when the other has failed: what it has made is undone when it has come to its end
                 await asyncio.wait([shim])
             shim.result()
-            pod.complete = True
-            await self._thread(self._records.save_pod, pod)
+            async with self._nri.held():
+                await self._nri.run_pod(pod)
+                pod.complete = True
+                await self._thread(self._records.save_pod, pod)
+                self._records.pods[pod.id] = pod
         except BaseException:
             pod.complete = False
             await asyncio.shield(asyncio.create_task(self._undo(pod)))
             raise
-        self._records.pods[pod.id] = pod
         self._records.tell(cri.CONTAINER_CREATED_EVENT, pod, None)
         self._records.tell(cri.CONTAINER_STARTED_EVENT, pod, None)
         return pod.id
+
+    def _journaled(self, pod: Pod) -> sandbox_pb2.Sandbox:
+        record = self._records.create_pod(pod, self._spec(pod))
+        self._containers.stand_ins.create(pod)
+        return record
 
     def _spec(self, pod: Pod) -> dict[str, Any]:
         """By which the shim knows where it belongs: its scope is apart from kubelet's slices, where each process would
@@ -218,12 +232,15 @@ class Pods:
 
     async def _take_apart(self, pod: Pod) -> None:
         """The shim, the network, the namespaces; again does nothing."""
+        await self._end_shim(pod)
+        await self._thread(self._take_apart_here, pod)
+
+    async def _end_shim(self, pod: Pod) -> None:
         try:
             if not await self._context.sandbox_manager.shutdown(NAMESPACE, pod.id):
                 await self._thread(kill_scope, pod)
         except NotFound:
             pass
-        await self._thread(self._take_apart_here, pod)
 
     def _take_apart_here(self, pod: Pod) -> None:
         if pod.attached:
@@ -235,10 +252,15 @@ class Pods:
         unmount(os.path.join(self._containers.state_of(pod.id), "shm"))
         self._containers.image_volumes.drop(pod)
 
+    def _stopped(self, pod: Pod) -> None:
+        self._take_apart_here(pod)
+        self._records.save_pod(pod)
+
     def _forget(self, pod: Pod) -> None:
         discard_tree(self._containers.state_of(pod.id))
         self._containers.stand_ins.delete(pod)
         self._records.drop_pod(pod)
+        self._context.database.sync()  # for one whose own record has been removed by somebody else
 
     async def stop(self, id: str) -> None:
         """End all containers of a pod, and give its network back; again does nothing, and neither does an unknown
@@ -257,8 +279,10 @@ class Pods:
             await self._containers.end_init(pod)
             ended = not pod.stopped
             pod.stopped = True
-            await self._take_apart(pod)
-            await self._thread(self._records.save_pod, pod)
+            if ended:
+                await self._nri.stop_pod(pod)
+            await self._end_shim(pod)
+            await self._thread(self._stopped, pod)
             if ended:
                 self._records.tell(cri.CONTAINER_STOPPED_EVENT, pod, None)
 
@@ -287,7 +311,10 @@ class Pods:
             for container in self._records.of_pod(pod):
                 await self._containers.remove_one(container)
             known = pod.id in self._records.pods
-            await self._thread(self._forget, pod)
+            async with self._nri.held():
+                if known:
+                    await self._nri.remove_pod(pod)
+                await self._thread(self._forget, pod)
             if known:
                 self._records.tell(cri.CONTAINER_DELETED_EVENT, pod, None)
 

@@ -55,6 +55,7 @@ class Pod:
     attached: bool = False  # whether something of CNI's may have to be undone
     addresses: list[str] = field(default_factory=list)
     listed: tuple[int, bytes] | None = None  # its state, and how it is in a list then
+    answer: tuple[object, bytes] | None = None  # of PodSandboxStatus, and what it depends on
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @property
@@ -105,8 +106,12 @@ class Container:
     user: list[int] = field(default_factory=lambda: [0, 0])  # uid, gid, supplementary groups
     snapshotter: str = ""
     mapped: bool = False  # whether ids of its image's layers are mapped by the user namespace of its pod
+    asked: str = ""  # of one that goes on from a checkpoint: digest of the ContainerConfig that was asked for
     out_of_memory: bool = False  # the kernel has killed something in it
+    requested: Any = None  # the ContainerConfig as it was before plugins have changed it, where they have
+    stop_told: bool = False  # whether plugins know that it has ended
     listed: tuple[int, bytes] | None = None  # its state, and how it is in a list then
+    answer: tuple[object, bytes] | None = None  # of ContainerStatus, and what it depends on
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     ended: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -132,6 +137,7 @@ class Container:
             "user",
             "snapshotter",
             "mapped",
+            "asked",
         )
         return _packed(
             CONTAINER_EXTENSION,
@@ -191,12 +197,13 @@ class Records:
         return [one for one in self.containers.values() if one.pod is pod]
 
     def create_pod(self, pod: Pod, spec: dict[str, Any]) -> sandbox_pb2.Sandbox:
-        """Store a new one; its record. Blocks."""
+        """Store a new one; its record. Of one in the host's network nothing outlasts a power cut, and so its record
+        need not either until it is complete. Blocks."""
         record = sandbox_pb2.Sandbox(sandbox_id=pod.id, labels={KIND_LABEL: "sandbox"})
         record.runtime.name = RUNTIME
         record.spec.value = json.dumps(spec).encode()
         record.extensions[POD_EXTENSION].CopyFrom(pod.packed())
-        return self._sandboxes.create(NAMESPACE, record)
+        return self._sandboxes.create(NAMESPACE, record, durable=bool(pod.network))
 
     def save_pod(self, pod: Pod) -> None:
         """Store what has changed. Blocks."""
@@ -223,9 +230,9 @@ class Records:
             log.warning("the record of container %s is gone", container.id)
 
     def drop_container(self, container: Container) -> None:
-        """Forget it, here and in the store. Blocks."""
+        """Forget it, here and in the store; durably with the next change there that is. Blocks."""
         try:
-            self._containers.delete(NAMESPACE, container.id)
+            self._containers.delete(NAMESPACE, container.id, durable=False)
         except NotFound:
             pass
         self.containers.pop(container.id, None)

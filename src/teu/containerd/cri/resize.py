@@ -18,6 +18,7 @@ from teu.api.cri.v1 import cri_pb2 as cri
 from teu.api.services.containers.v1 import containers_pb2
 from teu.containerd.cri import spec
 from teu.containerd.cri.containers import ANSWER_SECONDS, answered
+from teu.containerd.cri.nri import Nri
 from teu.containerd.cri.records import CONTAINER_EXTENSION, NAMESPACE, RUNNING, Container, Records
 from teu.containerd.state import Context
 from teu.oci import jsontext
@@ -40,19 +41,33 @@ def merged(known: Any, asked: Any) -> Any:
     return found
 
 
+def _over(known: spec.Json, changes: spec.Json) -> spec.Json:
+    """linux.resources with changes: of objects, each member counts for itself."""
+    both = {name: {**known[name], **value} for name, value in changes.items() if name in known and type(value) is dict}
+    return {**known, **changes, **both}
+
+
 class Resizes:
     """Changes of resources."""
 
-    def __init__(self, context: Context, records: Records) -> None:
+    def __init__(self, context: Context, records: Records, nri: Nri) -> None:
         self._context = context
         self._records = records
+        self._nri = nri
 
     async def container(self, container: Container, asked: Any, annotations: dict[str, str]) -> None:
-        """What the runtime says of resources that cannot be is raised, and then nothing has changed. DeadlineExceeded
-        for a shim that does not answer: a stop does not wait for it for ever."""
+        """Ask plugins, and change it as they let it be. Raises what `change` does, and Unknown where one refuses."""
+        asked, more = await self._nri.update(container, asked)
+        await self.change(container, asked, annotations, more)
+        await self._nri.updated(container)
+
+    async def change(self, container: Container, asked: Any, annotations: dict[str, str], more: spec.Json) -> None:
+        """`more` are members of linux.resources for which the request has no words. What the runtime says of resources
+        that cannot be is raised, and then nothing has changed. DeadlineExceeded for a shim that does not answer: a stop
+        does not wait for it for ever."""
         async with container.lock:
             wanted = merged(container.config.linux.resources, asked)
-            limits = spec.resources(wanted)
+            limits = _over(spec.resources(wanted), more)
             if container.state == RUNNING:
                 packed = any_pb2.Any(type_url=RESOURCES_TYPE, value=json.dumps(limits).encode())
                 change = self._context.tasks.update(NAMESPACE, container.id, packed, annotations)
@@ -73,7 +88,7 @@ class Resizes:
     def _store(self, container: Container, wanted: Any, limits: spec.Json, annotations: dict[str, str]) -> None:
         stored = self._context.containers.get(NAMESPACE, container.id)
         made = jsontext.loads(stored.spec.value)
-        made["linux"]["resources"] = {**made["linux"].get("resources", {}), **limits}
+        made["linux"]["resources"] = _over(made["linux"].get("resources", {}), limits)
         if wanted.oom_score_adj:
             made["process"]["oomScoreAdj"] = wanted.oom_score_adj
         if annotations:
@@ -88,7 +103,9 @@ class Resizes:
         """An UpdatePodSandboxResourcesRequest: what it does not have stays. NOT_FOUND."""
         pod = self._records.pod(id)
         async with pod.lock:
+            await self._nri.update_pod(pod, request)
             for name in ("overhead", "resources"):
                 if request.HasField(name):
                     getattr(pod.config.linux, name).CopyFrom(getattr(request, name))
             await asyncio.get_running_loop().run_in_executor(self._context.pool, self._records.save_pod, pod)
+            await self._nri.updated_pod(pod)

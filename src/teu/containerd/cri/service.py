@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""runtime.v1.RuntimeService: `pods` and `containers` on the wire. Made by `daemon`, where the configuration has it.
-
-What it does not have answers UNIMPLEMENTED: checkpoints of whole pods.
-"""
+"""runtime.v1.RuntimeService: `pods` and `containers` on the wire. Made by `daemon`, where the configuration has it."""
 
 from __future__ import annotations
 
@@ -13,12 +10,18 @@ import socket
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from typing import Any
 
-from google.protobuf import json_format
-
 from teu.api.cri.v1 import cri_pb2 as cri
-from teu.containerd.core.errors import Error, FailedPrecondition, InvalidArgument, NotFound, Unimplemented
+from teu.containerd.core.errors import (
+    AlreadyExists,
+    Cancelled,
+    Error,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    Unimplemented,
+)
 from teu.containerd.core.version import advertised
-from teu.containerd.cri import forward, metrics, template
+from teu.containerd.cri import forward, metrics, namespaces, podcheckpoint, restore, spec, template, verbose
 from teu.containerd.cri.attach import Attaches
 from teu.containerd.cri.checkpoint import Checkpointer
 from teu.containerd.cri.containers import Containers
@@ -28,6 +31,7 @@ from teu.containerd.cri.handlers import Handlers
 from teu.containerd.cri.image_service import ImageService
 from teu.containerd.cri.images import Image, Images
 from teu.containerd.cri.network import Networks
+from teu.containerd.cri.nri import Asked, Nri
 from teu.containerd.cri.pipes import Streams
 from teu.containerd.cri.pods import Pods
 from teu.containerd.cri.podstats import PodStats
@@ -39,7 +43,6 @@ from teu.containerd.server.rpc import Call, Server, held, quick
 from teu.containerd.state import Context
 from teu.containerd.transfer.job import Parts
 from teu.linux import signals
-from teu.oci import jsontext
 from teu.systemd.scope import systemd_is_running
 
 _SIGNALS = frozenset(cri.Signal.keys())
@@ -117,6 +120,7 @@ class RuntimeService:
         streaming: Streaming,
         events: Events,
         handlers: Handlers,
+        resizes: Resizes,
     ) -> None:
         self._context = context
         self._records = records
@@ -133,7 +137,7 @@ class RuntimeService:
         self._streaming = streaming
         self._events = events
         self._handlers = handlers
-        self._resizes = Resizes(context, records)
+        self._resizes = resizes
         self._leftovers: asyncio.Task[None] | None = None
 
     def restore(self) -> None:
@@ -174,7 +178,12 @@ class RuntimeService:
         can = answer.features
         can.supplemental_groups_policy = can.mount_options = can.user_namespaces_host_network = True
         if request.verbose:
-            answer.info["config"] = json.dumps(self._context.config["cri"])
+            config = self._context.config["cri"]
+            told = {**config, "rootDir": self._context.root, "stateDir": os.path.join(self._context.state, "cri")}
+            answer.info["config"] = json.dumps(told)
+            networks = verbose.of_network(self._networks.current(), config["networks"], config["network-plugins"])
+            answer.info["cniconfig"] = json.dumps(networks)
+            answer.info["lastCNILoadStatus"] = answer.info["lastCNILoadStatus.default"] = obstacle or "OK"
         return answer
 
     @quick
@@ -192,7 +201,7 @@ class RuntimeService:
         INVALID_ARGUMENT, and FAILED_PRECONDITION for a template that is none."""
         ranges = request.runtime_config.network_config.pod_cidr
         given = self._context.config["cri"]["network-template"]
-        if ranges and given and not self._networks.configured():
+        if ranges and given and self._networks.current() is None:
             template.write(given, self._context.config["cri"]["networks"], ranges)
         return cri.UpdateRuntimeConfigResponse()
 
@@ -212,16 +221,34 @@ class RuntimeService:
         await self._pods.remove(request.pod_sandbox_id)
         return cri.RemovePodSandboxResponse()
 
-    @quick
-    def PodSandboxStatus(self, request: cri.PodSandboxStatusRequest, call: Call) -> cri.PodSandboxStatusResponse:
+    async def PodSandboxStatus(
+        self, request: cri.PodSandboxStatusRequest, call: Call
+    ) -> cri.PodSandboxStatusResponse | bytes:
         """How a pod is, and its addresses. NOT_FOUND."""
         pod = self._records.pod(request.pod_sandbox_id)
-        status = self._pod_status(pod)
-        info = {}
         if request.verbose:
-            told = {"sandboxID": pod.id, "netns": pod.network, "config": json_format.MessageToDict(pod.config)}
-            info["info"] = json.dumps(told)
-        return cri.PodSandboxStatusResponse(status=status, info=info)
+            told = await asyncio.get_running_loop().run_in_executor(self._context.pool, self._pod_info, pod)
+            return cri.PodSandboxStatusResponse(status=self._pod_status(pod), info={"info": json.dumps(told)})
+        depends = (self._pods.ready(pod), pod.stopped)
+        if pod.answer is None or pod.answer[0] != depends:
+            answer = cri.PodSandboxStatusResponse(status=self._pod_status(pod))
+            pod.answer = depends, answer.SerializeToString()
+        return pod.answer[1]
+
+    def _pod_info(self, pod: Pod) -> dict[str, Any]:
+        try:
+            shim = self._handlers.named(pod.handler).shim
+        except Error:
+            shim = ""  # the handler is not configured any more
+        return verbose.of_pod(
+            pod,
+            ready=self._pods.ready(pod),
+            closed=bool(pod.network) and not namespaces.held(pod.network),
+            pid=self._context.tasks.stand_ins.get((NAMESPACE, pod.id), 0),
+            shim=shim,
+            joined=spec.namespaces(self._containers.joined(pod), private_cgroup=False),
+            result=self._networks.result(pod) if pod.network else None,
+        )
 
     def _pod_status(self, pod: Pod) -> Any:
         brief = _pod_message(pod, self._pods.ready(pod))
@@ -248,11 +275,13 @@ class RuntimeService:
 
     def _listed_pods(self, wanted: Any) -> list[bytes]:
         items = []
+        state = wanted.state.state == cri.SANDBOX_READY if wanted.HasField("state") else None
+        selector = dict(wanted.label_selector)
         for pod in self._pods_of(wanted.id):
             ready = self._pods.ready(pod)
-            if wanted.HasField("state") and ready != (wanted.state.state == cri.SANDBOX_READY):
+            if state is not None and ready != state:
                 continue
-            if _selected(pod.config.labels, wanted.label_selector):
+            if not selector or _selected(pod.config.labels, selector):
                 items.append(_listed_pod(pod, ready))
         return items
 
@@ -300,12 +329,14 @@ class RuntimeService:
 
     def _listed_containers(self, wanted: Any) -> list[bytes]:
         found = []
+        state = wanted.state.state if wanted.HasField("state") else None
+        pod, selector = wanted.pod_sandbox_id, dict(wanted.label_selector)
         for container in self._containers_of(wanted.id):
-            if wanted.HasField("state") and container.state != wanted.state.state:
+            if state is not None and container.state != state:
                 continue
-            if not container.pod.id.startswith(wanted.pod_sandbox_id):
+            if pod and not container.pod.id.startswith(pod):
                 continue
-            if _selected(container.config.labels, wanted.label_selector):
+            if not selector or _selected(container.config.labels, selector):
                 found.append(_listed_container(container))
         return found
 
@@ -317,16 +348,24 @@ class RuntimeService:
         except NotFound:
             return []
 
-    async def ContainerStatus(self, request: cri.ContainerStatusRequest, call: Call) -> cri.ContainerStatusResponse:
+    async def ContainerStatus(
+        self, request: cri.ContainerStatusRequest, call: Call
+    ) -> cri.ContainerStatusResponse | bytes:
         """How a container is, or how it ended. NOT_FOUND."""
         container = self._records.container(request.container_id)
-        status = await self._container_status(container)
-        info = {}
         if request.verbose:
-            info["info"] = json.dumps(await self._info(container))
-        return cri.ContainerStatusResponse(status=status, info=info)
+            status = await self._container_status(container)
+            return cri.ContainerStatusResponse(status=status, info={"info": json.dumps(await self._info(container))})
+        # All else that is told is stored when it changes.
+        depends = (self._context.database.committed, container.state, container.message)
+        if (known := container.answer) is None or known[0] != depends:
+            answer = cri.ContainerStatusResponse(status=await self._container_status(container))
+            known = container.answer = depends, answer.SerializeToString()
+        return known[1]
 
     async def _image(self, name: str) -> Image | None:
+        if self._images.at_hand:
+            return self._images.find(name)
         return await asyncio.get_running_loop().run_in_executor(self._context.pool, self._images.find, name)
 
     async def _container_status(self, container: Container) -> Any:
@@ -363,20 +402,14 @@ class RuntimeService:
         return status
 
     async def _info(self, container: Container) -> dict[str, Any]:
-        told: dict[str, Any] = {
-            "sandboxID": container.pod.id,
-            "snapshotKey": container.id,
-            "snapshotter": container.snapshotter,
-            "config": json_format.MessageToDict(container.config),
-        }
+        record, pid = None, 0
         try:
             record = self._context.containers.get(NAMESPACE, container.id)
-            told["runtimeSpec"] = jsontext.loads(record.spec.value)
             if container.state == RUNNING:
-                told["pid"] = (await self._context.tasks.get(NAMESPACE, container.id)).pid
+                pid = (await self._context.tasks.get(NAMESPACE, container.id)).pid
         except Error:
             pass  # it is being removed
-        return told
+        return verbose.of_container(container, record, pid)
 
     async def ReopenContainerLog(
         self, request: cri.ReopenContainerLogRequest, call: Call
@@ -400,6 +433,63 @@ class RuntimeService:
         status = await self._container_status(container)
         await self._checkpointer.save(container, status, request.location, request.timeout)
         return cri.CheckpointContainerResponse()
+
+    async def CheckpointPod(self, request: cri.CheckpointPodRequest, call: Call) -> cri.CheckpointPodResponse:
+        """Save running containers of a pod, as they are at one moment, into a folder that is empty; they run on.
+        NOT_FOUND, FAILED_PRECONDITION for what cannot be saved, INVALID_ARGUMENT."""
+        podcheckpoint.check_options(request.options)
+        pod = self._records.pod(request.pod_sandbox_id)
+        if not self._pods.ready(pod):
+            raise FailedPrecondition(f'sandbox container "{pod.id}" is not running')
+        containers = [self._records.container(id) for id in request.container_ids]
+        names = {container.config.metadata.name for container in containers}
+        if not containers or len(names) < len(containers):
+            raise InvalidArgument("container_ids must name containers, each of them once")
+        for container in containers:
+            if container.pod is not pod:
+                raise InvalidArgument(f"container_ids: {container.id} is of another pod")
+        chosen = [(container, await self._container_status(container)) for container in containers]
+        await self._checkpointer.save_pod(pod, chosen, request.output_path)
+        return cri.CheckpointPodResponse()
+
+    async def RestorePod(self, request: cri.RestorePodRequest, call: Call) -> cri.RestorePodResponse:
+        """Make a pod and its containers of a folder that CheckpointPod has filled; each goes on when it is started. A
+        failure leaves nothing. FAILED_PRECONDITION where what is asked for does not fit what was saved,
+        INVALID_ARGUMENT."""
+        podcheckpoint.check_options(request.options)
+        loop = asyncio.get_running_loop()
+        path, configs = request.checkpoint_path, list(request.container_configs)
+        found = await loop.run_in_executor(self._context.pool, podcheckpoint.read, path, configs)
+        handler = self._handlers.named(request.runtime_handler)
+        restore.check(handler, request.config.linux.security_context.namespace_options)
+        before = set(self._records.pods)
+        wanted = asyncio.Event()
+        wanted.set()
+        job = asyncio.create_task(self._restore_pod(request, found, before, wanted))
+        try:
+            return await asyncio.shield(job)
+        except asyncio.CancelledError:
+            wanted.clear()  # it comes to its end, and takes away what it has made
+            job.add_done_callback(lambda done: done.cancelled() or done.exception())
+            raise
+
+    async def _restore_pod(
+        self, request: Any, found: list[tuple[Any, str]], before: set[str], wanted: asyncio.Event
+    ) -> cri.RestorePodResponse:
+        id = await self._pods.run(request.config, request.runtime_handler)
+        if id in before:
+            raise AlreadyExists(f"there is a pod of that name: {id}")
+        pod, answer = self._records.pod(id), cri.RestorePodResponse(pod_sandbox_id=id)
+        try:
+            for config, archive in found:
+                made = await self._containers.create(pod, config, archive)
+                answer.restored_containers.add(name=config.metadata.name, container_id=made)
+            if not wanted.is_set():
+                raise Cancelled("the client has left while its pod was restored")
+        except BaseException:
+            await asyncio.shield(self._pods.remove(id))
+            raise
+        return answer
 
     async def ContainerStats(self, request: cri.ContainerStatsRequest, call: Call) -> cri.ContainerStatsResponse:
         """What a container uses. NOT_FOUND."""
@@ -628,8 +718,10 @@ class Cri:
         networks = Networks(config["networks"], config["network-plugins"], config["network-timeout"])
         images = Images(parts, context.collector, config["registries"], config["pinned-images"])
         self._handlers = Handlers(config["runtimes"])
-        self._containers = Containers(context, records, images, self._handlers)
-        self._pods = Pods(context, records, networks, self._containers, self._handlers)
+        self._nri = Nri(context.config["nri"])
+        self._containers = Containers(context, records, images, self._handlers, self._nri)
+        self._pods = Pods(context, records, networks, self._containers, self._handlers, self._nri)
+        resizes = Resizes(context, records, self._nri)
         self._streaming = Streaming(
             config["streaming-address"], config["streaming-certificate"], config["streaming-key"]
         )
@@ -643,7 +735,9 @@ class Cri:
             self._streaming,
             events,
             self._handlers,
+            resizes,
         )
+        self._asked = (records, images, self._containers, resizes)
         self._images = ImageService(images, os.path.join(context.root, "snapshots"), self._handlers)
 
     async def restore(self) -> None:
@@ -657,7 +751,14 @@ class Cri:
         loop, folder = asyncio.get_running_loop(), os.path.join(self._context.root, "snapshots")
         await loop.run_in_executor(self._context.pool, self._handlers.probe, folder)
         await self._pods.restore()
+        await self._nri.start(self._plugged)
         self._runtime.restore()
+
+    def _plugged(self) -> Asked:
+        # 30 ms and 0.4 MB, for nodes with plugins alone
+        from teu.containerd.cri.plugged import Plugged
+
+        return Plugged(self._context, *self._asked, self._nri.gate)
 
     def register(self, server: Server) -> None:
         """Serve both services."""
@@ -666,11 +767,12 @@ class Cri:
 
     @property
     def busy(self) -> bool:
-        """Whether clients have streams that would end with the daemon."""
-        return self._streaming.busy
+        """Whether clients have streams, or plugins connections, that would end with the daemon."""
+        return self._streaming.busy or self._nri.busy
 
     async def close(self) -> None:
         """The daemon ends; what it has started goes on, but for the commands of clients with streams."""
+        await self._nri.close()
         await self._streaming.close()
         self._runtime.close()
         self._containers.close()

@@ -498,11 +498,11 @@ def _asked(number: int, one: Any, where: str, given: str) -> tuple[Json, str]:
     options = ["rbind"]
     of_root = ""
     if one.propagation == cri.PROPAGATION_BIDIRECTIONAL:
-        _must_be(source, given, "shared")
+        must_be(source, given, "shared")
         options.append("rshared")
         of_root = "rshared"
     elif one.propagation == cri.PROPAGATION_HOST_TO_CONTAINER:
-        _must_be(source, given, "shared or slave")
+        must_be(source, given, "shared or slave")
         options.append("rslave")
         of_root = "rslave"
     else:
@@ -531,7 +531,7 @@ def _ids(mappings: Iterable[Any]) -> list[Json]:
     return [{"containerID": one.container_id, "hostID": one.host_id, "size": one.length} for one in mappings]
 
 
-def _must_be(source: str, told: str, wanted: str) -> None:
+def must_be(source: str, told: str, wanted: str) -> None:
     """Of the mount that has the source: that it is shared with others as far as propagation needs it."""
     place, tags = "/", []
     with open("/proc/self/mountinfo") as file:
