@@ -293,6 +293,7 @@ class Journal:
 
 ENGINE, CONTAINERD = Path("/var/lib/teu/engine"), Path("/var/lib/teu/containerd")
 BUILDER, BUILDER_UNIT = Path("/var/lib/teu/buildkit"), "teu-buildkitd.service"
+BUILT = Path("/run/teu/buildkit/git")
 SANDBOX, SANDBOXES_MAX = "teub-", 16  # ends of the networks that wait for the builder's next steps
 # Where daemons of the host write by themselves, or what a target does itself.
 RESTLESS = (
@@ -440,8 +441,8 @@ def _programs() -> Iterator[str]:
 def quiet_builder() -> None:
     """Once it has run, the builder gives up what it keeps and leaves, as it would by itself in the middle of a target
     that does not ask for it."""
-    if not (BUILDER / "lock").exists():
-        subprocess.run(["systemctl", "start", BUILDER_UNIT], check=False, timeout=60)
+    if not BUILT.exists():  # it answers when it has made its folders, which is after its start
+        subprocess.run(["teu", "builder", "du"], check=False, timeout=60, stdout=subprocess.DEVNULL)
     if any(" records " in row for row in _rows(BUILDER / "cache.db")):
         subprocess.run(
             ["teu", "builder", "prune", "--all", "--force"], check=False, timeout=300, stdout=subprocess.DEVNULL

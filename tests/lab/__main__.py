@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from lab import clients, namespace, newer, rootfs, vm
+from lab import clients, goprograms, namespace, newer, rootfs, vm
 
 USAGE = """
   ./dev lab                           build the packages, boot, install them, open a shell, stop when it ends
@@ -78,7 +78,9 @@ def main() -> int:
     parser.add_argument("--dev", action="store_true", help="use this tree in place of installed packages")
     parser.add_argument("--keep", action="store_true", help="leave the instance running afterwards")
     parser.add_argument("--keep-disk", action="store_true", help="keep its files when it stops, for the next start")
-    parser.add_argument("--newer", action="store_true", help="show docker of Debian's next release inside")
+    parser.add_argument(
+        "--newer", action="store_true", help="show docker of Debian's next release, and a plugin of NRI, inside"
+    )
     parser.add_argument("--clients", action="store_true", help="show clients that Debian does not have inside")
     parser.add_argument("--bind", action="append", default=[], metavar="HOST:INSIDE[:ro]", help="show a folder inside")
     parser.add_argument("--env", action="append", default=[], metavar="K=V", help="environment for CMD")
@@ -112,6 +114,7 @@ def _do(options: argparse.Namespace, command: list[str], source: Path) -> int:
     if options.verb == "start" or not namespace.pid_of(options.name):
         began = time.monotonic()
         binds = [*options.bind, *([f"{newer.ensure()}:{newer.INSIDE}:ro"] if options.newer else [])]
+        binds += [f"{each.ensure()}:{each.inside}:ro" for each in goprograms.ALL] if options.newer else []
         binds += [f"{clients.ensure()}:{clients.INSIDE}:ro"] if options.clients else []
         namespace.start(options.name, options.release, source, options.dev, options.keep_disk, binds)
         started = True

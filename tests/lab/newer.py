@@ -19,7 +19,7 @@ from pathlib import Path
 from lab import rootfs
 
 RELEASE = "forky"
-PACKAGES = "docker.io docker-cli docker-buildx"
+PACKAGES = "docker.io docker-cli docker-buildx kubectl"
 # Where a lab shows it (tests/system/conftest.py).
 INSIDE = "/opt/newer-docker"
 

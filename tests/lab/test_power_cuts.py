@@ -26,7 +26,7 @@ from lab import frozen, vm
 
 SOURCE = Path(__file__).resolve().parents[2]
 RELEASE = "trixie"
-CUTS = int(os.environ.get("TEU_POWER_CUTS", "20"))
+CUTS = int(os.environ.get("TEU_POWER_CUTS", "10"))
 LANES = 2
 WORKERS = ("clients", "pulls", "runs", "builds")
 LIMIT = 600.0  # seconds, for anything that a machine is asked

@@ -38,12 +38,9 @@ VM_ONLY = {"apparmor", "cpu", "cpuset", "hugetlb", "io", "memory", "pids", "rdma
 VM_FILES = (
     "test_engine_apparmor.py",
     "test_engine_containers.py",
-    "test_packages.py",
-    "test_runc_life_cycle.py",
     "test_runc_rootless_cgroups.py",
     "test_whole_deaths.py",
     "test_whole_picture.py",
-    "test_zz_purge.py",
 )
 # Of these files only what meets the machine's controllers, its AppArmor or its kernel. What is about records, texts,
 # files and wires is the same there, ten times as slow.
@@ -112,6 +109,8 @@ def missing(need: str) -> str:
     if need == "newer-docker":  # unpacked and shown by the runner of the namespace stage, or with --newer
         has = Path(f"{peers.NEWER}/usr/sbin/dockerd").exists() and (peers.NEWER or not missing("forky"))
         return "" if has else "no newer docker in this lab"
+    if need in ("nri-plugin", "kube-client"):  # built and shown by the runner of the namespace stage, or with --newer
+        return "" if Path("/opt", need, need).exists() else f"no {need} in this lab"
     if need == "clients":  # fetched and shown by the runner of the namespace stage, or with --clients
         return "" if Path("/opt/clients/bin/node").exists() else "no clients of Python and Node in this lab"
     if need == "compose":

@@ -356,13 +356,18 @@ def ctr_version() -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
-def as_of_1_7(words: Sequence[str]) -> list[str]:
-    """A command line of ctr with which it does what that of containerd 1.7 does, and teu-ctr: the later one leaves
-    images to the daemon's transfer service, and draws its progress, unless it is told to do all by itself."""
-    moves = list(words[:1]) in (["images"], ["image"], ["i"]) and words[1:2]
-    if not moves or moves[0] not in ("import", "export", "pull", "push", "tag") or ctr_version() < (2, 0):
-        return list(words)
-    return [*words[:2], "--local", *words[2:]]
+def as_of_ours(words: Sequence[str]) -> list[str]:
+    """A command line of ctr with which it does what teu-ctr does. That of containerd 2 leaves images to the daemon's
+    transfer service, and draws its progress, unless it is told to do all by itself; the earlier one brings documents of
+    other platforms only where it is told to."""
+    group, verb = [*words[:2], "", ""][:2]
+    images = group in ("images", "image", "i")
+    flag = ""
+    if ctr_version() >= (2, 0):
+        flag = "--local" if images and verb in ("import", "export", "pull", "push", "tag") else ""
+    elif (images and verb == "pull") or (group, verb) == ("content", "fetch"):
+        flag = "--all-metadata"
+    return [group, verb, flag, *words[2:]] if flag else list(words)
 
 
 class Dockerd(Daemon):

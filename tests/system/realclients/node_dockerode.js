@@ -106,15 +106,16 @@ async function images(folder) {
 async function run() {
   await step('docker.run', async () => {
     const out = new PassThrough();
-    const text = whole(out);
+    const text = whole(out); // it ends with the container's, which may be after run() has
     const [data, container] = await docker.run('nodebuilt:1', [], out, { Tty: true, HostConfig: { AutoRemove: true } });
-    out.end();
     return [data.StatusCode, String(await text), Boolean(container.id)];
   });
   await step('docker.run apart', async () => {
     const [out, err] = [new PassThrough(), new PassThrough()];
     const both = Promise.all([whole(out), whole(err)]);
+    const heard = Promise.all([out, err].map((each) => new Promise((resolve) => each.once('data', resolve))));
     const [data, container] = await docker.run('busybox', ['sh', '-c', 'echo o; echo e >&2; exit 6'], [out, err], { Tty: false });
+    await heard; // nobody ends these
     out.end();
     err.end();
     await container.remove();
