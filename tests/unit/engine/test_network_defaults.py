@@ -154,6 +154,24 @@ def test_a_look_changes_nothing_of_what_is_in_use(
     assert one.network_settings.networks["bridge"].address != two.network_settings.networks["bridge"].address
 
 
+def test_a_first_use_where_the_host_has_no_ipv6(begin: Begin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has what it can have, and no address that could not be used; what it is to have stays chosen."""
+    monkeypatch.setattr(bridge, "_has_ipv6", lambda: False)
+    monkeypatch.setattr(outward, "host_has_ipv6", lambda: False)
+    engine = begin("ipv6: true")
+    one, two = container(engine, tmp_path, 1), container(engine, tmp_path, 2)
+    start(engine, one)
+    network = engine.networks.get("bridge")
+    subnets = list(network.record.subnets)
+    assert [subnet.version for subnet in subnets] == [4, 6]
+    settings = one.network_settings.networks["bridge"]
+    assert settings.address and not settings.address6
+    start(engine, two)
+    engine.networks.describe(network)
+    assert network.record.subnets == subnets
+    assert two.network_settings.networks["bridge"].address not in ("", settings.address)
+
+
 def test_another_subnet_with_the_next_start(begin: Begin, tmp_path: Path) -> None:
     engine = begin()
     one = container(engine, tmp_path, 1)

@@ -195,9 +195,10 @@ class Network:
         return next(iter(self.of(version)), None)
 
     def missing(self) -> list[int]:
-        """The families that it is to have, and has no subnet of."""
+        """The families that it is to have, and has no subnet of. One that it cannot use on this host it has."""
         enabled = {4: self.record.ipv4, 6: self.record.ipv6}
-        return [version for version in (4, 6) if enabled[version] and not self.of(version)]
+        known = {subnet.version for subnet in self.record.subnets if subnet.subnet}
+        return [version for version in (4, 6) if enabled[version] and version not in known]
 
     def chosen_subnets(self, version: int) -> list[Range]:
         """The subnets of a family that a user chose: their addresses may be asked for."""

@@ -196,15 +196,17 @@ class Bridge:
         the host has not."""
         if not network.is_user_defined and not self._on_network(network):
             self._store.settle(network)
-        if not _has_ipv6() and network.record.ipv6:
+        without = network.record.ipv6 and not _has_ipv6()
+        # Where a family was taken away below, somebody is on what is left.
+        if not network.is_user_defined and not (without and network.pools):
+            self._store.address(network, self._kernel.socket().routes)
+        if without:
             network.pools = network.of(4)
             self._tell_once(
                 f"this host has no IPv6 (/proc/sys/net/ipv6 is not there): network {network.name} is without it"
             )
             if not network.pools and network.record.subnets:
                 raise EngineError(f"network {network.name} has IPv6 alone, and this host has none")
-        elif not network.is_user_defined:
-            self._store.address(network, self._kernel.socket().routes)
 
     def _forget_addresses(self, network: Network, index: int) -> None:
         """Of the default bridge: those that it had before teud.yaml gave it others."""
