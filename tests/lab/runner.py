@@ -94,13 +94,13 @@ RERUN = ("unit", "lab", "ns", "bookworm", "forky", "vm", "fuzz")
 RERUN_TIMES = 2
 RERUN_AT_MOST = 3  # in a whole run; more than these are not bad luck
 REASON = 300  # so much of what a failure said stands in the last lines
-LIMIT = {
+LIMIT = {  # seconds, for what hangs: each is twice and more of what it takes beside others
     "unit": 900,
     "lab": 2400,
     "ns": 3000,
     "bookworm": 900,
-    "forky": 1200,
-    "vm": 2700,
+    "forky": 1800,
+    "vm": 4200,
     "fuzz": 1500,
     "budget": 180,
 }
