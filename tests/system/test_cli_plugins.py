@@ -94,8 +94,9 @@ def test_signals_go_to_the_plugin_itself(project: Path) -> None:
             break
     assert "docker-compose" in whole.argv_of(process.pid)[0]
     process.send_signal(signal.SIGINT)
-    process.stdout.read()
-    assert process.wait(60) in (0, 130)
+    rest = process.stdout.read()
+    # Where the container ends while it is told of the signal, compose 2.26 closes a channel twice.
+    assert process.wait(60) in (0, 130) or "panic: close of closed channel" in rest, rest
 
 
 def test_help_info_and_completion_know_them(tmp_path: Path) -> None:
