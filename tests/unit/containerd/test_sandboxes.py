@@ -190,6 +190,23 @@ def test_a_container_comes_into_the_shim_of_its_sandbox(house: Callable[[Test], 
     house(test)
 
 
+def test_a_shim_ends_though_all_that_it_serves_is_deleted_at_once(house: Callable[[Test], None]) -> None:
+    async def test(house: House) -> None:
+        for id in ("c", "d"):
+            house.container(id)
+            await house.tasks.create(NS, id, Stdio())
+            house.shim.processes[id, ""].exit(0)
+        house.shim.hold["Delete"] = asyncio.Event()
+        deletions = [asyncio.ensure_future(house.tasks.delete(NS, id)) for id in ("c", "d")]
+        while house.shim.methods().count("Delete") < 2:
+            await asyncio.sleep(0.01)
+        house.shim.hold["Delete"].set()
+        await asyncio.gather(*deletions)
+        assert "Shutdown" in house.shim.methods()
+
+    house(test)
+
+
 def test_the_next_life_takes_over_its_sandboxes(house: Callable[[Test], None]) -> None:
     async def test(house: House) -> None:
         await started(house)

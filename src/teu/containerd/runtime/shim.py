@@ -87,6 +87,8 @@ class Shim:
         self.log_reader: LogReader | None = None
         # whether its end is expected, so that losing the connection means nothing
         self.leaving = False
+        # whether it has nothing in its shim any more
+        self.deleted = False
         # whether it has answered to the end of its sandbox, and so ends by itself
         self.dismissed = False
         # whether the task exists, so that the death of the shim is the task's exit

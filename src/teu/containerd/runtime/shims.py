@@ -112,8 +112,10 @@ class Shims:
         return [shim for shim in self._shims.values() if shim.sandbox_state is not None and not shim.half_made]
 
     def _shared(self, shim: Shim) -> bool:
-        """Whether the shim serves another task, or a sandbox, too."""
-        return any(other is not shim and other.address == shim.address for other in self._shims.values())
+        """Whether the shim serves another task, or a sandbox, too. The last of those that leave at once is alone."""
+        return any(
+            other is not shim and other.address == shim.address and not other.deleted for other in self._shims.values()
+        )
 
     def _on_event(self, envelope: event_pb2.Envelope) -> None:
         # On the publishing thread: only a flag is set.
@@ -314,7 +316,7 @@ class Shims:
 
         `now` gives its container up, even one in the middle of being created.  Other runtimes' shims know no such
         thing, and end with their sandbox when they are told so: they are told when they serve nobody else."""
-        shim.leaving = True
+        shim.leaving = shim.deleted = True
         client, shared = shim.client, self._shared(shim)
         if client is None or client.closed.is_set():
             return
