@@ -507,8 +507,12 @@ def test_a_step_goes_on_for_those_who_still_wait(buildx: Buildx, held: Held) -> 
     clients[1].process.terminate()
     eventually("one is left", lambda: len(active()) == 1)
     assert scopes() == [one]
-    (asleep,) = (pid for pid, words in whole.processes("sleep").items() if words == ["100"])
-    os.kill(asleep, signal.SIGKILL)
+
+    def asleep() -> list[int]:
+        return [pid for pid, words in whole.processes("sleep").items() if words == ["100"]]
+
+    eventually("its process", asleep)  # the scope is there before it
+    os.kill(asleep()[0], signal.SIGKILL)
     assert clients[2].wait() == 0 and "made-" in clients[2].text, clients[2].text[-2000:]
     for client in clients:
         client.wait()
